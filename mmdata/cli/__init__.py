@@ -1,0 +1,1 @@
+"""The command line: a command a file, each one library call. Data to stdout, everything else to stderr."""

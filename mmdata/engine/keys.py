@@ -1,0 +1,40 @@
+"""Keys: what was asked. A key never covers verdicts, resources or the package's version.
+
+Key of a column file = the stage's name, version and fields (resources left out), SHA-256 of the weights it loads, and the
+keys of the columns and of the row space it reads. Keys hold inside one run folder.
+"""
+
+from mmdata.plan import Plan, Step
+from mmdata.stages.verbs import Split
+from mmdata.storage import digest_json
+
+KEY_LENGTH = 24
+SOURCE = -1
+
+
+def plan_keys(plan: Plan) -> dict[int, str]:
+    """Return the key of every step by its index; SOURCE is the rows themselves."""
+    keys = {SOURCE: short([source.identity() | {"version": source.version} for source in plan.source])}
+    space = [keys[SOURCE]]
+    for step in plan.steps:
+        keys[step.index] = _step_key(step, keys, space[step.space])
+        if isinstance(step.stage, Split):
+            space.append(keys[step.index])
+    return keys
+
+
+def short(value: object) -> str:
+    """Return a key for any JSON value."""
+    return digest_json(value)[:KEY_LENGTH]
+
+
+def _step_key(step: Step, keys: dict[int, str], space: str) -> str:
+    stage = step.stage
+    return short({
+        "stage": stage.name,
+        "version": stage.version,
+        "fields": stage.model_dump(mode="json", exclude={"resources"}),
+        "weights": stage.weights(),
+        "reads": {column: keys[home] for column, home in step.sources.items()},
+        "space": space,
+    })  # fmt: skip

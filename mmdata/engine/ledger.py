@@ -1,0 +1,64 @@
+"""The ledger: every row ends in exactly one named outcome.
+
+The law, asserted after every task: rows in + rows made by splits = kept + dropped by reason + split.
+"""
+
+from collections import Counter
+from typing import Any
+
+from mmdata.engine.state import State
+from mmdata.errors import RunError
+from mmdata.schema import SPLIT
+
+
+def account(state: State) -> dict[str, Any]:
+    """Count the fates of a partition and assert the law."""
+    spaces = Counter(state.table().column("space").to_pylist())
+    by_stage = [[stage, reason, num] for (stage, reason), num in state.counts().items()]
+    counts = {
+        "rows_in": spaces[0],
+        "made_by_splits": sum(spaces.values()) - spaces[0],
+        "kept": len(state.alive),
+        "dropped": _sum((reason, num) for _, reason, num in by_stage if reason != SPLIT),
+        "split": sum(num for _, reason, num in by_stage if reason == SPLIT),
+        "by_stage": by_stage,
+    }
+    check_law(counts)
+    return counts
+
+
+def check_law(counts: dict[str, Any]) -> None:
+    """Raise RunError unless no row was lost and none was made up."""
+    left = counts["rows_in"] + counts["made_by_splits"]
+    right = counts["kept"] + sum(counts["dropped"].values()) + counts["split"]
+    if left != right:
+        raise RunError(f"rows are not conserved: {left} came in or were made, {right} are accounted for: {counts}")
+
+
+def funnel(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the last records of all partitions into the funnel of a run."""
+    total = {
+        "rows_in": sum(record["rows_in"] for record in records),
+        "made_by_splits": sum(record["made_by_splits"] for record in records),
+        "kept": sum(record["kept"] for record in records),
+        "dropped": _sum(item for record in records for item in record["dropped"].items()),
+        "split": sum(record["split"] for record in records),
+    }
+    check_law(total)
+    return total
+
+
+def by_stage(records: list[dict[str, Any]]) -> list[tuple[int, str, int]]:
+    """Add up drops by (stage, reason), in plan order."""
+    total: Counter[tuple[int, str]] = Counter()
+    for record in records:
+        for stage, reason, num in record["by_stage"]:
+            total[stage, reason] += num
+    return [(stage, reason, num) for (stage, reason), num in sorted(total.items())]
+
+
+def _sum(pairs: Any) -> dict[str, int]:  # noqa: ANN401 - an iterable of (reason, count)
+    total: Counter[str] = Counter()
+    for reason, num in pairs:
+        total[reason] += num
+    return dict(sorted(total.items()))

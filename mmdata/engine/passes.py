@@ -1,0 +1,123 @@
+"""Passes of GlobalFilters and Sinks as ordinary tasks.
+
+A pass writes `passes/KEY/i/UNIT.arrow` once; that file is its commit. A Scatter's file holds one batch a bucket, so a
+reader takes its bucket from every file without reading the rest.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.engine.runstore import Generation, Partition, RunStore
+from mmdata.engine.state import State
+from mmdata.engine.task import Task
+from mmdata.engine.view import PartitionView
+from mmdata.plan import Plan
+from mmdata.shards.units import EmitPlace
+from mmdata.stages.verbs import Emit, Fold, Gather, GlobalFilter, Pass, Scatter
+
+MAX_BUCKETS = 64
+PARTITION = "_partition"
+
+
+def num_buckets(num_partitions: int) -> int:
+    """Return how many buckets a Scatter makes."""
+    return max(1, min(MAX_BUCKETS, num_partitions))
+
+
+def passes_of(plan: Plan, step: int) -> tuple[Pass, ...]:
+    """Return the passes of a step; the sink is the step after the last."""
+    if step == len(plan.stages):
+        return plan.sink.passes() if plan.sink is not None else ()
+    stage = plan.stages[step]
+    return stage.passes() if isinstance(stage, GlobalFilter) else ()
+
+
+def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, str], scratch: Path) -> dict[str, Any]:
+    """Run one unit of one pass; return what is recorded of it."""
+    this = passes_of(generation.plan, task.step)[task.pass_index]
+    name = f"{task.key}/{task.pass_index}/{task.unit}"
+    idents = [partition.ident for partition in generation.partitions]
+    buckets = num_buckets(len(idents))
+    if isinstance(this, Emit):
+        return _emit(this, task, generation, run, scratch)
+    if not run.has_pass(name):
+        if isinstance(this, Scatter):
+            rows = _considered(task, generation, run, keys)
+            run.write_pass(name, _scatter(this, rows, buckets))
+        else:
+            records = _bucket(run, f"{task.key}/0", len(idents), task.unit)
+            run.write_pass(name, [this.part(records) if isinstance(this, Fold) else _gather(this, records)])
+    return {"key": task.key, "pass": name}
+
+
+def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[int, str]) -> pa.Table:
+    """Return the rows that a pass looks at: those kept so far, or all that have the columns."""
+    plan = generation.plan
+    partition: Partition = generation.partitions[task.unit]
+    record = run.record(task.inputs[task.unit])
+    assert record is not None  # noqa: S101 - the scheduler saw it
+    state = State.from_bytes(run.state_of(record))
+    view = PartitionView(run, plan, keys, partition)
+    if task.step == len(plan.stages):
+        homes = plan_homes(view, plan)
+    else:
+        homes = plan.steps[task.step].sources
+    rows = state.alive
+    if task.step < len(plan.stages):
+        stage = plan.stages[task.step]
+        if isinstance(stage, GlobalFilter) and stage.over == "all":
+            rows = _all_held(view, homes, state)
+    table = view.columns(homes, rows, state.space)
+    return table.add_column(0, PARTITION, pa.array(np.full(len(rows), partition.number, np.int64)))
+
+
+def plan_homes(view: PartitionView, plan: Plan) -> dict[str, int]:
+    """Return where the columns lie that the sink reads."""
+    assert plan.sink is not None  # noqa: S101 - only called for a plan with a sink
+    homes = view.homes_after(len(plan.steps))
+    return {name: homes[name] for name in plan.sink.reads(plan.fields)}
+
+
+def _all_held(view: PartitionView, homes: dict[str, int], state: State) -> np.ndarray:
+    rows = state.rows
+    for home in set(homes.values()):
+        if view.home_space(home) == state.space:
+            rows = np.setdiff1d(rows, view.held(home).missing(rows))
+    return rows
+
+
+def _scatter(this: Scatter, rows: pa.Table, buckets: int) -> list[pa.Table]:
+    records = this.prepare(rows)
+    where = this.bucket(records, buckets) if records.num_rows else np.zeros(0, dtype=np.int64)
+    return [records.filter(pa.array(where == bucket)) for bucket in range(buckets)]
+
+
+def _gather(this: Gather, records: pa.Table) -> pa.Table:
+    return this.work(records)
+
+
+def _bucket(run: RunStore, folder: str, num_files: int, bucket: int) -> pa.Table:
+    tables = [run.read_pass(f"{folder}/{number}", bucket) for number in range(num_files)]
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _emit(this: Emit, task: Task, generation: Generation, run: RunStore, scratch: Path) -> dict[str, Any]:
+    name = f"passes/{task.key}/{task.pass_index}/{task.unit}.json"
+    if run.store.exists(name):
+        found: dict[str, Any] = run.read_json(name)
+        return found
+    num = len(generation.partitions)
+    value = run.read_pass(f"{task.key}/value")
+    needed = this.buckets(value, task.unit, num_buckets(num))
+    records = pa.concat_tables([_bucket(run, f"{task.key}/0", num, bucket) for bucket in needed])
+    place = EmitPlace(run.store, f"corpora/{task.key}", task.unit, scratch)
+    record = {"key": task.key, "files": this.write(place, value, records)}
+    import json
+
+    run.store.create_same(name, json.dumps(record, sort_keys=True).encode())
+    return record
+
+

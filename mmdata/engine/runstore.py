@@ -1,0 +1,165 @@
+"""A run folder: where everything of a run lies, and in which order it is committed.
+
+    run.json                        plan name and source: whose folder this is
+    generations/N.json              what a run was asked: plan, options, partitions; written before work starts
+    columns/KEY/PARTITION.n.parquet column files of named rows; n counts additions to the same key
+    payload/KEY/STAGE/              payload sets
+    tasks/KEY.json .parquet         records of tasks, and the fates of their rows
+    passes/KEY/                     what passes of GlobalFilters and Sinks wrote
+    corpora/KEY/                    corpora; `corpus` points to the newest
+    manifest/N.json                 what generation N came to; written last
+    facts/ status.json lease/       facts that vary between runs: times, progress, who is at work
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmdata.errors import ConfigError
+from mmdata.plan import Plan
+from mmdata.stages.verbs import SourceSlice
+from mmdata.storage import Store, digest_bytes, failpoint, open_store
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A slice of the input: its number in this run folder, a digest that names it for ever, and its size."""
+
+    number: int
+    ident: str
+    source: int
+    part: SourceSlice
+
+    @property
+    def rows(self) -> int:
+        """Number of entries of the list file in it."""
+        return self.part.stop - self.part.start
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a run was asked, as its workers see it."""
+
+    number: int
+    plan: Plan
+    partitions: tuple[Partition, ...]
+    allow: tuple[str, ...] = ()
+
+
+class RunStore:
+    """A run folder."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.store: Store = open_store(url)
+
+    def claim(self, plan: Plan) -> None:
+        """Make this folder the plan's, or refuse it when it is another's."""
+        mine = {"plan": plan.name, "source": [source.label() for source in plan.source]}
+        theirs = self.owner()
+        if theirs is None and self.store.create("run.json", _json(mine)):
+            return
+        theirs = theirs or self.read_json("run.json")
+        if theirs != mine:
+            raise ConfigError(
+                f"{self.url} belongs to plan `{theirs['plan']}` over {', '.join(theirs['source'])}, "
+                f"not to `{mine['plan']}` over {', '.join(mine['source'])}",
+                hint="use a run folder of its own for each plan and source",
+            )
+
+    def owner(self) -> dict[str, Any] | None:
+        """Return whose folder this is, if it is anyone's."""
+        return self.read_json("run.json") if self.store.exists("run.json") else None
+
+    def read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON
+        """Return a JSON object of the run folder."""
+        return json.loads(self.store.read(name))
+
+    def numbers(self, folder: str) -> list[int]:
+        """Return the numbers of the JSON objects in a folder, ascending."""
+        return sorted(int(name.removesuffix(".json")) for name in self.store.list(folder) if name.endswith(".json"))
+
+    def held(self, key: str, ident: str) -> Iterator[pa.Table]:
+        """Yield the column files of a key and partition, in the order they were added."""
+        number = 0
+        while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
+            yield pq.read_table(pa.BufferReader(self.store.read(name)))
+            number += 1
+
+    def add_columns(self, key: str, ident: str, number: int, table: pa.Table) -> None:
+        """Create the next column file of a key and partition."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.store.create_same(f"columns/{key}/{ident}.{number}.parquet", buffer.getvalue())
+        failpoint("columns")
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """Return the record of a finished task."""
+        try:
+            found: dict[str, Any] = self.read_json(f"tasks/{key}.json")
+        except FileNotFoundError:
+            return None
+        return found
+
+    def commit(self, key: str, record: dict[str, Any], state: bytes) -> dict[str, Any]:
+        """Write a task's fates, then its record; the first record wins and is returned."""
+        self.store.create(f"tasks/{key}.{digest_bytes(state)[:16]}.parquet", state)
+        failpoint("state")
+        self.store.create(f"tasks/{key}.json", _json(record))
+        failpoint("record")
+        found: dict[str, Any] = self.read_json(f"tasks/{key}.json")
+        return found
+
+    def state_of(self, record: dict[str, Any]) -> bytes:
+        """Return the fates that belong to a record."""
+        return self.store.read(f"tasks/{record['key']}.{record['state'][:16]}.parquet")
+
+    def write_pass(self, name: str, table: list[pa.Table]) -> None:
+        """Write what a pass made: an Arrow file of one batch a table."""
+        buffer = io.BytesIO()
+        with pa.ipc.new_file(buffer, table[0].schema) as writer:
+            for part in table:
+                batches = part.combine_chunks().to_batches()
+                empty = pa.RecordBatch.from_pydict({n: [] for n in part.schema.names}, schema=part.schema)
+                writer.write_batch(batches[0] if batches else empty)
+        self.store.create_same(f"passes/{name}.arrow", buffer.getvalue())
+        failpoint("pass")
+
+    def has_pass(self, name: str) -> bool:
+        """Say whether a pass has written this."""
+        return self.store.exists(f"passes/{name}.arrow")
+
+    def read_pass(self, name: str, batch: int = 0) -> pa.Table:
+        """Return one batch of what a pass wrote."""
+        with self.store.open(f"passes/{name}.arrow") as file:
+            return pa.Table.from_batches([pa.ipc.open_file(file).get_batch(batch)])
+
+    def create_generation(self, number: int, facts: dict[str, Any]) -> None:
+        """Write what a run is asked, before it starts."""
+        self.store.create(f"generations/{number}.json", _json(facts))
+        failpoint("generation")
+
+    def create_manifest(self, number: int, facts: dict[str, Any]) -> None:
+        """Write what a generation came to; nothing is written after it."""
+        self.store.create(f"manifest/{number}.json", _json(facts))
+        failpoint("manifest")
+
+
+@lru_cache(maxsize=16)
+def load_generation(url: str, number: int) -> Generation:
+    """Return a generation of a run folder, as every worker reads it."""
+    facts = RunStore(url).read_json(f"generations/{number}.json")
+    parts = tuple(
+        Partition(item["number"], item["ident"], item["source"], SourceSlice(**item["part"])) for item in facts["partitions"]
+    )
+    return Generation(number, Plan.from_json(json.dumps(facts["located"])), parts, tuple(facts["allow"]))
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,69 @@
+"""What moves between driver and workers: tasks carry names, reports carry counts; and what an executor is."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work; everything else is in the run folder.
+
+    kind         `segment`: a partition through a segment; `pass`: one unit of one pass of a step
+    step         index of the segment, or of the step (the sink is the step after the last)
+    unit         partition number, bucket, or shard
+    key          names what it commits
+    inputs       record keys it builds on, by partition number
+    """
+
+    kind: Literal["segment", "pass"]
+    run: str
+    generation: int
+    step: int
+    unit: int
+    key: str
+    pass_index: int = 0
+    inputs: dict[int, str] = field(default_factory=dict)
+    verdicts: str | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+    holds_model: bool = False
+    deadline_s: float = 3600.0
+    bytes: int = 0
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells it from all other tasks of the run folder."""
+        return f"{self.key}/{self.pass_index}/{self.unit}"
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """What a finished task says: its key, its record, how long it took, where."""
+
+    key: str
+    record: dict[str, Any]
+    seconds: float
+    worker: str
+
+
+class Executor(Protocol):
+    """Where tasks run. Serial, processes and Ray give the same bytes."""
+
+    @property
+    def slots(self) -> int:
+        """How many tasks may be in flight."""
+        ...
+
+    def submit(self, task: Task) -> "Future[TaskReport]":
+        """Start a task."""
+        ...
+
+    def cancel(self, task: Task) -> None:
+        """Stop a task, ending its worker if it must."""
+        ...
+
+    def close(self) -> None:
+        """End all workers."""
+        ...

@@ -1,0 +1,178 @@
+"""One partition as a worker sees it: columns by name for given rows, wherever they were written, and decoded images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.engine.keys import SOURCE
+from mmdata.engine.runstore import Partition, RunStore
+from mmdata.engine.state import CHILD_BITS, Documents, State
+from mmdata.errors import PartitionError, RecordError
+from mmdata.media import Jail, decode
+from mmdata.plan import Plan, Step
+from mmdata.schema import BASE_NAMES, OUTCOME, ROW
+from mmdata.shards.units import fetch_payload
+from mmdata.stages.verbs import Split
+from mmdata.storage import digest_bytes
+
+
+class Held:
+    """The rows held under one key: column files, and what was computed since."""
+
+    def __init__(self, tables: list[pa.Table]) -> None:
+        self.tables: list[pa.Table] = []
+        self._orders: list[tuple[np.ndarray, np.ndarray]] = []
+        self.num_files = len(tables)
+        for table in tables:
+            self.add(table)
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows; they must not be held yet."""
+        rows = table.column(ROW).to_numpy()
+        order = np.argsort(rows, kind="stable")
+        self.tables.append(table)
+        self._orders.append((rows[order], order))
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of the rows that are not held."""
+        for held, _ in self._orders:
+            rows = rows[~np.isin(rows, held, assume_unique=True)]
+        return rows
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Return columns for rows, in the order of the rows."""
+        pieces, places = [], []
+        for table, (held, order) in zip(self.tables, self._orders, strict=True):
+            at = np.searchsorted(held, rows)
+            found = np.flatnonzero((at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows)) if len(held) else []
+            if len(found):
+                pieces.append(table.select(list(columns)).take(pa.array(order[at[found]])))
+                places.append(found)
+        if sum(len(found) for found in places) != len(rows):
+            raise PartitionError(f"{len(rows)} rows of {list(columns)} wanted, {sum(map(len, places))} are held")
+        if len(pieces) == 1:
+            return pieces[0]
+        if not pieces:
+            return self.tables[0].select(list(columns)).slice(0, 0)
+        return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+
+
+class PartitionView:
+    """The columns of one partition under one plan."""
+
+    def __init__(self, run: RunStore, plan: Plan, keys: dict[int, str], partition: Partition) -> None:
+        self.run, self.plan, self.keys, self.partition = run, plan, keys, partition
+        self._held: dict[int, Held] = {}
+
+    def held(self, index: int) -> Held:
+        """Return what is held of a step's columns (SOURCE: the rows themselves)."""
+        if index not in self._held:
+            self._held[index] = Held(list(self.run.held(self.keys[index], self.partition.ident)))
+        return self._held[index]
+
+    def home_space(self, index: int) -> int:
+        """Return the row space that a step's columns belong to."""
+        if index == SOURCE:
+            return 0
+        step = self.plan.steps[index]
+        return step.space + isinstance(step.stage, Split)
+
+    def columns(self, homes: dict[str, int], rows: np.ndarray, space: int) -> pa.Table:
+        """Return columns for rows of a row space; a column from an earlier space comes from the row's ancestor."""
+        found: dict[str, pa.ChunkedArray] = {ROW: pa.chunked_array([rows], pa.int64())}
+        for home in dict.fromkeys(homes.values()):
+            names = [name for name, where in homes.items() if where == home]
+            ancestors = rows >> (CHILD_BITS * (space - self.home_space(home)))
+            table = self._take_repeated(home, ancestors, names)
+            found |= {name: table.column(name) for name in names}
+        return pa.table(found)
+
+    def batch_columns(self, step: Step, rows: np.ndarray) -> pa.Table:
+        """Return the columns that a step reads, for rows of its space."""
+        return self.columns(step.sources, rows, step.space)
+
+    def documents(self, state: State) -> Documents | None:
+        """Return which rows of the current space are blocks of documents; null when none is."""
+        homes = {name: self._base_home(name, state.space) for name in ("sample_id", "document", "media")}
+        table = self.columns(homes, state.rows, state.space)
+        flags = table.column("document").to_numpy()
+        if not flags.any():
+            return None
+        codes = np.unique(table.column("sample_id").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
+        return Documents(np.where(flags, codes, -1), table.column("media").is_valid().to_numpy())
+
+    def _base_home(self, name: str, space: int) -> int:
+        """Return which step last wrote a base column, up to a row space."""
+        home = SOURCE
+        for step in self.plan.steps:
+            if isinstance(step.stage, Split) and step.space < space:
+                rewritten = {"sample_id", "position"} | {field.name for field in step.stage.writes()}
+                home = step.index if name in rewritten else home
+        return home
+
+    def homes_after(self, num_steps: int) -> dict[str, int]:
+        """Return where each column lies after the first steps of the plan."""
+        from mmdata.plan import written
+
+        homes = {field.name: SOURCE for source in self.plan.source for field in source.fields()}
+        for step in self.plan.steps[:num_steps]:
+            homes |= {field.name: step.index for field in written(step.stage)}
+            if isinstance(step.stage, Split):
+                homes |= {"sample_id": step.index, "position": step.index}
+        return homes
+
+    def digest(self, index: int, rows: np.ndarray) -> str:
+        """Return the digest of what came back: a step's columns for rows, however many files they lie in."""
+        held = self.held(index)
+        names = [name for name in (held.tables[0].column_names if held.tables else []) if name != ROW]
+        table = held.take(rows, [ROW, *names]).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return digest_bytes(sink.getvalue().to_pybytes())
+
+    def images(self, payloads: list[dict[str, object]], jail: "LazyJail") -> list[np.ndarray | RecordError]:
+        """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with."""
+        return [self._image(ref, jail) for ref in payloads]
+
+    def _image(self, ref: dict[str, object], jail: "LazyJail") -> np.ndarray | RecordError:
+        data = fetch_payload(self.run.store, ref)
+        try:
+            return decode(data) if ref["trusted"] else jail.get().decode(data)
+        except RecordError as error:
+            return error
+
+    def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
+        unique, inverse = np.unique(rows, return_inverse=True)
+        table = self.held(home).take(unique, names)
+        return table if len(unique) == len(rows) and np.array_equal(unique, rows) else table.take(pa.array(inverse))
+
+
+class LazyJail:
+    """A jail that is started when the first untrusted image comes."""
+
+    def __init__(self) -> None:
+        self._jail: Jail | None = None
+
+    def get(self) -> Jail:
+        """Return the jail."""
+        self._jail = self._jail or Jail()
+        return self._jail
+
+    def close(self) -> None:
+        """End its child, if it was ever started."""
+        if self._jail is not None:
+            self._jail.close()
+
+
+def source_rows(plan: Plan, partition: Partition) -> pa.Table:
+    """Read the rows of a partition from its source, numbered, with the same columns for every source."""
+    source = plan.source[partition.source]
+    table = source.read(partition.part)
+    fields = {field.name: field for each in plan.source for field in each.fields()}
+    for name, field in fields.items():
+        if name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    table = table.select([*BASE_NAMES, *(name for name in fields if name not in BASE_NAMES), OUTCOME])
+    return table.add_column(0, ROW, pa.array(np.arange(table.num_rows, dtype=np.int64)))

@@ -1,0 +1,98 @@
+"""What a worker does with a task. The same code runs in the driver, in a process and in a Ray actor."""
+
+import errno
+import os
+import platform
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mmdata.engine.keys import plan_keys, short
+from mmdata.engine.ledger import account
+from mmdata.engine.passes import run_pass
+from mmdata.engine.runstore import Generation, RunStore, load_generation
+from mmdata.engine.segment import SegmentRun
+from mmdata.engine.state import State
+from mmdata.engine.task import Task, TaskReport
+from mmdata.engine.view import PartitionView
+from mmdata.engine.worker_cache import WorkerCache
+from mmdata.errors import MmdataError, PartitionError, RunError
+
+
+@cache
+def _cache_of(run: str, allow: tuple[str, ...]) -> WorkerCache:
+    return WorkerCache(RunStore(run).store, allow)
+
+
+@cache
+def _keys_of(run: str, generation: int) -> dict[int, str]:
+    return plan_keys(load_generation(run, generation).plan)
+
+
+def run_task(task: Task) -> TaskReport:
+    """Do one task and commit it; a task that is committed already is not done again."""
+    started = time.monotonic()
+    generation = load_generation(task.run, task.generation)
+    try:
+        record = _segment(task, generation) if task.kind == "segment" else _pass(task, generation)
+    except MmdataError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"the disk is full: {error}", hint="free some space and run the same command again") from error
+        raise PartitionError(f"{task.label}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise PartitionError(f"{task.label}, unit {task.unit}: {type(error).__name__}: {error}") from error
+    return TaskReport(task.key, record, time.monotonic() - started, f"{platform.node()}:{os.getpid()}")
+
+
+def _segment(task: Task, generation: Generation) -> dict[str, Any]:
+    run = RunStore(task.run)
+    keys = _keys_of(task.run, task.generation)
+    segment = generation.plan.segments[task.step]
+    partition = generation.partitions[task.unit]
+    view = PartitionView(run, generation.plan, keys, partition)
+    before = run.record(task.inputs[task.unit]) if task.inputs else None
+    state = None if before is None else State.from_bytes(run.state_of(before))
+    work = SegmentRun(view, segment, _cache_of(task.run, generation.allow))
+    verdicts = None if task.verdicts is None else _verdicts_for(run, task.verdicts, partition.number)
+    state = work.run(state, verdicts)
+    data = state.to_bytes()
+    return run.commit(task.key, _record(task, generation, work, state, data, before), data)
+
+
+def _record(
+    task: Task, generation: Generation, work: SegmentRun, state: State, data: bytes, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    from mmdata.storage import digest_bytes
+
+    digests = {**(before["digests"] if before else {}), **work.digests}
+    state_digest = digest_bytes(data)
+    steps = generation.plan.steps
+    return {
+        "key": task.key, "partition": work.view.partition.ident, "segment": task.step, "label": task.label,
+        **account(state),
+        "steps": [{"stage": steps[index].stage.name, "index": index, **counts} for index, counts in work.work.items()],
+        "state": state_digest, "digests": digests, "result": short([state_digest, digests]), "before": task.inputs.get(task.unit),
+    }  # fmt: skip
+
+
+def _verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
+    """Return the verdicts that a GlobalFilter gave to the rows of one partition."""
+    import pyarrow.compute as pc
+
+    folder, _, num_buckets = name.rpartition("/")
+    tables = [run.read_pass(f"{folder}/{bucket}") for bucket in range(int(num_buckets))]
+    table = pa.concat_tables(tables)
+    return table.filter(pc.equal(table.column("_partition"), number)).drop_columns(["_partition"])
+
+
+def _pass(task: Task, generation: Generation) -> dict[str, Any]:
+    run = RunStore(task.run)
+    keys = _keys_of(task.run, task.generation)
+    with tempfile.TemporaryDirectory(prefix="mmdata-") as scratch:
+        return run_pass(task, generation, run, keys, Path(scratch))

@@ -1,0 +1,6 @@
+"""Scorers: a small protocol, its implementations, and how a plan names one."""
+
+from mmdata.models.scorer import HashScorer, Scorer
+from mmdata.models.spec import TINY_CLIP, OpenClip, ScorerSpec
+
+__all__ = ["TINY_CLIP", "HashScorer", "OpenClip", "Scorer", "ScorerSpec"]

@@ -1,0 +1,102 @@
+"""Why a sample is in or out: every column, verdict and record of it."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from mmdata.engine.keys import plan_keys
+from mmdata.engine.runstore import Generation, Partition, RunStore, load_generation
+from mmdata.engine.state import CHILD_BITS, State
+from mmdata.engine.view import PartitionView
+from mmdata.errors import ConfigError
+from mmdata.plan import written
+from mmdata.schema import ROW
+
+_STATE = ("reason", "stage", "keeper_id", "keeper_position", "value")
+
+
+def explain(url: str, sample_id: str) -> str:
+    """Return all that the newest finished generation knows of a sample, as text."""
+    run = RunStore(url)
+    numbers = run.numbers("manifest")
+    if not numbers:
+        raise ConfigError(f"{url}: no finished generation", hint="give the --run-dir of a run that has ended")
+    generation = load_generation(url, numbers[-1])
+    heads = run.read_json(f"manifest/{numbers[-1]}.json")["heads"]
+    keys = plan_keys(generation.plan)
+    found: list[str] = []
+    for partition, head in zip(generation.partitions, heads, strict=True):
+        found += _in_partition(PartitionView(run, generation.plan, keys, partition), generation, head, sample_id)
+    if not found:
+        raise ConfigError(f"no sample `{sample_id}` in {url}", hint="ids are 32 hex digits, as in a sample's JSON")
+    return "\n\n".join(found)
+
+
+def _in_partition(view: PartitionView, generation: Generation, head: str, sample_id: str) -> list[str]:
+    record = view.run.record(head)
+    assert record is not None  # noqa: S101 - the manifest names it
+    fates = State.from_bytes(view.run.state_of(record)).table()
+    texts = []
+    for space in range(len(set(fates.column("space").to_pylist()))):
+        rows = fates.filter(pc.equal(fates.column("space"), space))
+        numbers = rows.column(ROW).to_numpy()
+        home = {"sample_id": _home(view, "sample_id", space)}
+        ids = view.columns(home, numbers, space).column("sample_id").to_pylist()
+        for place, ident in enumerate(ids):
+            if ident.startswith(sample_id):
+                fate = {name: rows.column(name)[place].as_py() for name in _STATE}
+                texts.append(_row_text(view, generation.partitions.index(view.partition), space, numbers[place], fate, record))
+    return texts
+
+
+def _home(view: PartitionView, name: str, space: int) -> int:
+    """Return where a column lies for rows of a space."""
+    last = max((step.index + 1 for step in view.plan.steps if view.home_space(step.index) <= space), default=0)
+    return view.homes_after(last)[name]
+
+
+def _row_text(  # noqa: PLR0913, PLR0917 - the parts of one row
+    view: PartitionView, unit: int, space: int, row: int, fate: dict[str, Any], record: dict[str, Any]
+) -> str:
+    partition: Partition = view.partition
+    values = _columns(view, space, np.asarray([row]))
+    steps = {-2: "source"} | {step.index: step.stage.name for step in view.plan.steps}
+    lines = [f"sample {values.get('sample_id')} · partition {partition.ident} ({unit}), row space {space}, row {row}"]
+    lines.append(f"  list file {partition.part.file or '(folder)'}, rows {partition.part.start}..{partition.part.stop}")
+    lines += [f"  {name:<18} {_short(value)}" for name, value in values.items()]
+    if fate["reason"] is None:
+        lines.append("  fate               kept")
+    else:
+        extra = "" if fate["value"] is None else f", value {fate['value']:.4f}"
+        keeper = "" if fate["keeper_id"] is None else f", in favour of {fate['keeper_id']}:{fate['keeper_position']}"
+        lines.append(f"  fate               {fate['reason']} by {steps[fate['stage']]}{extra}{keeper}")
+    current: dict[str, Any] | None = record
+    while current is not None:
+        lines.append(f"  record             {current['key']} ({current['label']})")
+        current = view.run.record(current["before"]) if current["before"] else None
+    return "\n".join(lines)
+
+
+def _columns(view: PartitionView, space: int, row: np.ndarray) -> dict[str, Any]:
+    """Return every column that is held for one row, those of its ancestors included."""
+    homes: dict[str, int] = {field.name: -1 for source in view.plan.source for field in source.fields()}
+    for step in view.plan.steps:
+        if view.home_space(step.index) <= space:
+            homes |= {field.name: step.index for field in written(step.stage)}
+            if view.home_space(step.index) > step.space:
+                homes |= {"sample_id": step.index}
+    values: dict[str, Any] = {}
+    for name, home in homes.items():
+        ancestor = row >> (CHILD_BITS * (space - view.home_space(home)))
+        held = view.held(home)
+        if held.tables and not len(held.missing(ancestor)):
+            values[name] = held.take(ancestor, [name]).column(0)[0].as_py()
+    return values
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    printable = "".join(char if char.isprintable() else "\ufffd" for char in text)
+    return printable if len(printable) <= 200 else printable[:200] + "…"

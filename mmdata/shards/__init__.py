@@ -1,0 +1,6 @@
+"""A shard's bytes, its indexes and the corpus manifest; the only code that knows tar."""
+
+from mmdata.shards.corpus import BLOCK_DTYPE, KINDS, SAMPLE_DTYPE, Corpus, open_corpus
+from mmdata.shards.tar import TarFile, member_bytes
+
+__all__ = ["BLOCK_DTYPE", "KINDS", "SAMPLE_DTYPE", "Corpus", "TarFile", "member_bytes", "open_corpus"]

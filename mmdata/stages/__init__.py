@@ -1,0 +1,30 @@
+"""Stages, one file each, and the one table of their names; other packages add theirs by entry point `mmdata.stages`."""
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from mmdata.stages.clip_score import ClipScore
+from mmdata.stages.dedupe import Dedupe
+from mmdata.stages.download import Download
+from mmdata.stages.keep import Keep
+from mmdata.stages.measure import Measure
+from mmdata.stages.shards import Shards
+from mmdata.stages.sources import Catalog, Folder
+from mmdata.stages.split_captions import SplitCaptions
+from mmdata.stages.text_rules import TextRules
+from mmdata.stages.verbs import Definition, Sink, Source, Stage
+
+__all__ = ["SINKS", "SOURCES", "STAGES", "named"]
+
+STAGES: tuple[type[Stage], ...] = (ClipScore, Dedupe, Download, Keep, Measure, SplitCaptions, TextRules)
+SOURCES: tuple[type[Source], ...] = (Catalog, Folder)
+SINKS: tuple[type[Sink], ...] = (Shards,)
+
+
+@cache
+def named(verb: type[Definition]) -> dict[str, type[Definition]]:
+    """Return the classes of a verb (Stage, Source or Sink) by their YAML name, those of other packages included."""
+    own: dict[str, type[Definition]] = {cls.name: cls for cls in (*STAGES, *SOURCES, *SINKS)}
+    for point in entry_points(group="mmdata.stages"):
+        own.setdefault(point.name, point.load())
+    return {name: cls for name, cls in sorted(own.items()) if issubclass(cls, verb)}

@@ -1,0 +1,148 @@
+"""The sink: kept samples into WebDataset shards, in one global order.
+
+Decided here: order = hash(seed, sample_id), so it depends on nothing but the sample. The size of every member is known
+from references, texts and JSON, so shard borders are drawn before a byte of media is read, and each shard is one task.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from pydantic import Field, field_validator
+
+from mmdata.errors import ConfigError
+from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
+from mmdata.shards.manifest import Finish, write_manifest
+from mmdata.shards.units import RECORD_FIELDS, EmitPlace, block_members, borders, choose, record_bytes, write_unit
+from mmdata.stages.verbs import Emit, Fold, Pass, Scatter, Sink
+from mmdata.storage import Store
+
+TRAIN = "train"
+# Columns that say where rows came from and lie in the sample's JSON in any case.
+JSON_BASE = ("sample_id", "source", "url")
+
+
+class Shards(Sink):
+    """WebDataset tars of up to `samples` samples and `max_mib` MiB, with indexes beside them.
+
+    `splits` gives shares of the whole to other splits than `train`; the samples of one `group` (a column) stay together.
+    """
+
+    name: ClassVar[str] = "shards"
+
+    samples: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    max_mib: Annotated[int, Field(ge=1, le=65_536)] = 1024
+    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    group: str = "sample_id"
+    seed: int = 0
+
+    @field_validator("splits")
+    @classmethod
+    def _names(cls, splits: dict[str, float]) -> dict[str, float]:
+        for name in splits:
+            if not name.isidentifier() or not name.islower() or name == TRAIN:
+                raise ValueError(f"`{name}` cannot name a split: use lower-case letters, not `train`")
+        if sum(splits.values()) >= 1:
+            raise ValueError("the shares add up to 1 or more, so nothing is left for `train`")
+        return splits
+
+    def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
+        """Read everything there is but captions, which earlier stages have used."""
+        if PAYLOAD_COLUMN not in fields:
+            raise ConfigError("the sink writes media, but no stage gives `payload`", hint="add `download`, or a folder source")
+        if self.group not in fields:
+            raise ConfigError(f"the sink groups by `{self.group}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
+        return tuple(name for name in fields if name != "captions")
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Records by order, then borders, then one task a shard."""
+        return (
+            Scatter(self._records, self._bucket),
+            Fold(self._sizes, self._borders),
+            Emit(lambda value: value.num_rows, self._needs, self._write),
+        )
+
+    def _records(self, table: pa.Table) -> pa.Table:
+        return sample_records(table, self)
+
+    def _bucket(self, records: pa.Table, num_buckets: int) -> np.ndarray:
+        order = records.column("order").to_numpy()
+        return ((order >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
+
+    def _sizes(self, records: pa.Table) -> pa.Table:
+        return records.select(["split", "order", "bytes"])
+
+    def _borders(self, parts: list[pa.Table]) -> pa.Table:
+        return borders(pa.concat_tables(parts), self.samples, self.max_mib << 20)
+
+    def _needs(self, value: pa.Table, unit: int, num_buckets: int) -> Sequence[int]:
+        ends = pa.chunked_array([[value.column("first")[unit].as_py(), value.column("last")[unit].as_py()]], pa.uint64())
+        low, high = self._bucket(pa.table({"order": ends}), num_buckets)
+        return range(int(low), int(high) + 1)
+
+    def _write(self, place: EmitPlace, value: pa.Table, records: pa.Table) -> dict[str, str]:
+        unit = value.slice(place.unit, 1).to_pylist()[0]
+        name = f"{(TRAIN, *self.splits)[unit['split']]}-{place.unit:05d}"
+        return write_unit(place, name, unit, choose(records, unit))
+
+    def finish(self, store: Store, folder: str, value: pa.Table, facts: Finish) -> None:
+        """Join the units' indexes and write the manifest, last."""
+        write_manifest(store, folder, value.to_pylist(), [TRAIN, *self.splits], facts)
+
+
+def order_of(seed: int, sample_id: str) -> int:
+    """Return the place of a sample in the corpus: 64 bits of a keyed hash."""
+    return xxhash.xxh3_64_intdigest(sample_id.encode(), seed=seed & 0xFFFFFFFFFFFFFFFF)
+
+
+def sample_records(table: pa.Table, sink: Shards) -> pa.Table:
+    """Turn kept rows into one record a sample: its order, its split, its JSON, texts, media and size in a tar."""
+    rows = table.sort_by([("sample_id", "ascending"), ("position", "ascending"), (ROW, "ascending")]).to_pylist()
+    samples: dict[tuple[str, int], list[dict[str, object]]] = {}
+    for row in rows:
+        # Published ids repeat: two pairs with one id are two samples, the blocks of a document are one.
+        number = 0 if row["document"] else int(row[ROW])  # type: ignore[call-overload]
+        samples.setdefault((str(row["sample_id"]), number), []).append(row)
+    carried = [n for n in table.column_names if n not in (*BASE_NAMES, PAYLOAD_COLUMN) and not n.startswith("_")]
+    records = [_record(blocks, carried, sink) for blocks in samples.values()]
+    return pa.Table.from_pylist(records, schema=pa.schema(RECORD_FIELDS))
+
+
+def _record(blocks: list[dict[str, object]], carried: list[str], sink: Shards) -> dict[str, object]:
+    head = blocks[0]
+    facts: dict[str, object] = {name: head[name] for name in JSON_BASE}
+    if head["document"]:
+        facts["blocks"] = [_block_json(block, carried) for block in blocks]
+    else:
+        facts |= {"caption": head["text"], **{name: head[name] for name in carried}}
+    text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+    group = next((str(block[sink.group]) for block in blocks if block[sink.group] is not None), str(head["sample_id"]))
+    record = {
+        "order": order_of(sink.seed, str(head["sample_id"])),
+        "sample_id": head["sample_id"],
+        "split": _split_of(group, sink),
+        "document": head["document"],
+        "json": text,
+        "blocks": [block_members(block) for block in blocks],
+    }
+    return {**record, "bytes": record_bytes(record)}
+
+
+def _block_json(block: dict[str, object], carried: list[str]) -> dict[str, object]:
+    if block["media"] is None:
+        return {"type": "text", "text": block["text"]}
+    return {"type": block["media"], "url": block["url"], **{name: block[name] for name in carried}}
+
+
+def _split_of(group: str, sink: Shards) -> int:
+    place = xxhash.xxh3_64_intdigest(group.encode(), seed=(sink.seed + 1) & 0xFFFFFFFFFFFFFFFF) / 2**64
+    for index, share in enumerate(sink.splits.values(), start=1):
+        if place < share:
+            return index
+        place -= share
+    return 0
+
+

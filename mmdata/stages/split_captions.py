@@ -1,0 +1,48 @@
+"""One row a caption: the row's own text first, then its further captions."""
+
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.stages.verbs import Batch, Split, SplitFn, WorkerContext
+
+
+class SplitCaptions(Split):
+    """Make a row of each caption of a media item; empty and repeated captions make none.
+
+    A row with one caption or none becomes one row with its text unchanged, so nothing is lost here.
+    """
+
+    name: ClassVar[str] = "split_captions"
+
+    def reads(self) -> tuple[str, ...]:
+        """Read the text and the further captions."""
+        return ("text", "captions")
+
+    def writes(self) -> tuple[pa.Field, ...]:
+        """Write the text anew, and which caption it is."""
+        return (pa.field("text", pa.string()), pa.field("caption_kind", pa.string()))
+
+    def open(self, ctx: WorkerContext) -> SplitFn:  # noqa: ARG002 - nothing to open
+        """Return the function that unrolls a batch."""
+        return self._split
+
+    def _split(self, batch: Batch) -> tuple[np.ndarray, pa.Table]:
+        parents: list[int] = []
+        texts: list[str | None] = []
+        kinds: list[str | None] = []
+        pairs = zip(batch.table.column("text").to_pylist(), batch.table.column("captions").to_pylist(), strict=True)
+        for index, (text, captions) in enumerate(pairs):
+            seen = {text}
+            parents.append(index)
+            texts.append(text)
+            kinds.append(None)
+            for caption in captions or ():
+                if caption["text"] and caption["text"] not in seen:
+                    seen.add(caption["text"])
+                    parents.append(index)
+                    texts.append(caption["text"])
+                    kinds.append(caption["kind"])
+        table = pa.table({"text": pa.array(texts, pa.string()), "caption_kind": pa.array(kinds, pa.string())})
+        return np.asarray(parents, dtype=np.int64), table

@@ -1,0 +1,262 @@
+"""The six verbs. A stage is an immutable model whose fields are its YAML keys; it holds nothing live.
+
+    Source        a catalog entry, cut into partitions
+    Map           adds columns: values for the given rows
+    Filter        judges rows; adds no column (with `tag: true` it writes a flag instead of dropping)
+    Split         one row becomes several in a new row space
+    GlobalFilter  judges rows with all partitions in sight, by a short list of passes
+    Sink          writes what was kept
+
+A stage adds columns or judges rows, never both. `open` runs once per worker; what it returns runs once per batch.
+Trouble with one row is that row's outcome, never an exception.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.config import Model
+from mmdata.schema import ROW
+from mmdata.shards.manifest import Finish
+from mmdata.shards.units import EmitPlace
+from mmdata.storage import Store
+
+T = TypeVar("T")
+
+
+class Resources(Model):
+    """What one task of a stage holds while it runs."""
+
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+@dataclass
+class WorkerContext:
+    """What a worker lends to the stages it opens; `enter` keeps a context open as long as the worker lives."""
+
+    store: Store
+    allow: tuple[str, ...] = ()
+    device: str = "cpu"
+    exits: ExitStack = field(default_factory=ExitStack)
+
+    def enter(self, manager: AbstractContextManager[T]) -> T:
+        """Open a context for the life of this worker and return what it gives."""
+        return self.exits.enter_context(manager)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a payload-writing Map puts its files: a folder of the run, and the number of its shard there."""
+
+    set: str
+    shard: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for a stage: the columns it reads, and upright RGB arrays when it reads `image`.
+
+    table   columns named by `reads()`, and `_row`
+    images  (H, W, 3) uint8 each; empty unless `image` was asked for
+    """
+
+    table: pa.Table
+    images: Sequence[np.ndarray] = ()
+    place: Place | None = None
+
+    @property
+    def rows(self) -> pa.Array:
+        """Row numbers, int64."""
+        return self.table.column(ROW)
+
+
+MapFn = Callable[[Batch], pa.Table]
+FilterFn = Callable[[Batch], pa.Table]
+SplitFn = Callable[[Batch], tuple[np.ndarray, pa.Table]]
+
+
+class Definition(Model):
+    """What all verbs share: a name in YAML and a version number that changes when results do."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+
+class Stage(Definition):
+    """A step between source and sink."""
+
+    resources: Resources = Resources()
+
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the columns it needs (`image` for decoded pixels)."""
+
+    def weights(self) -> tuple[str, ...]:
+        """Return the SHA-256 of every weights file it loads; they are part of its key."""
+        return ()
+
+    def numeric(self) -> tuple[str, ...]:
+        """Return those of its columns that must hold numbers."""
+        return ()
+
+
+class Map(Stage, ABC):
+    """Adds columns."""
+
+    # A whole-partition Map sees all its rows in one batch; the others see at most `BATCH_ROWS` at a time.
+    whole: ClassVar[bool] = False
+
+    @abstractmethod
+    def writes(self) -> tuple[pa.Field, ...]:
+        """Return the fields it adds."""
+
+    @abstractmethod
+    def open(self, ctx: WorkerContext) -> MapFn:
+        """Return a function from a batch to a table of the written fields (and `_outcome`), row by row."""
+
+
+class Filter(Stage, ABC):
+    """Judges rows."""
+
+    scope: Literal["row", "sample"] = "row"
+    tag: bool = False
+
+    @abstractmethod
+    def reasons(self) -> tuple[str, ...]:
+        """Return the closed list of its reasons."""
+
+    @abstractmethod
+    def open(self, ctx: WorkerContext) -> FilterFn:
+        """Return a function from a batch to a table of `reason` (null = keep) and `value`, row by row."""
+
+
+class Split(Stage, ABC):
+    """Makes several rows of one."""
+
+    @abstractmethod
+    def writes(self) -> tuple[pa.Field, ...]:
+        """Return the fields that its rows have anew; all others come from the parent."""
+
+    @abstractmethod
+    def open(self, ctx: WorkerContext) -> SplitFn:
+        """Return a function from a batch to (index of the parent in the batch, table of the written fields)."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Partition -> bucket files. `prepare` makes the records, `bucket` says where each goes."""
+
+    prepare: Callable[[pa.Table], pa.Table]
+    bucket: Callable[[pa.Table, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """All records of a bucket -> one table."""
+
+    work: Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A small table of each bucket -> one value for the passes that follow."""
+
+    part: Callable[[pa.Table], pa.Table]
+    merge: Callable[[list[pa.Table]], pa.Table]
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Write the final files, one task a unit: the folded value says how many there are and which buckets each needs."""
+
+    count: Callable[[pa.Table], int]
+    buckets: Callable[[pa.Table, int, int], Sequence[int]]
+    write: Callable[[EmitPlace, pa.Table, pa.Table], dict[str, str]]
+
+
+Pass = Scatter | Gather | Fold | Emit
+
+
+class GlobalFilter(Stage, ABC):
+    """Judges rows with all partitions in sight; its last pass gives verdicts with `_partition` and `_row`."""
+
+    over: Literal["all", "kept"] = "kept"
+
+    @abstractmethod
+    def reasons(self) -> tuple[str, ...]:
+        """Return the closed list of its reasons."""
+
+    @abstractmethod
+    def passes(self) -> tuple[Pass, ...]:
+        """Return its passes: a Scatter, then Gathers."""
+
+
+@dataclass(frozen=True)
+class SourceSlice:
+    """One partition of a source: content-addressed, so that new files only add partitions."""
+
+    digest: str
+    file: str
+    start: int
+    stop: int
+
+
+class Source(Definition, ABC):
+    """Where rows come from."""
+
+    @abstractmethod
+    def label(self) -> str:
+        """Return what names it for people; with the plan's name it says whose run folder this is."""
+
+    @abstractmethod
+    def located(self, home: Path) -> "Source":
+        """Return itself with paths made absolute from `home`: workers may stand in another folder."""
+
+    @abstractmethod
+    def licences(self) -> dict[str, str]:
+        """Return the licence of each thing it reads, by name."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, object]:
+        """Return what decides how its rows are read, for keys."""
+
+    @abstractmethod
+    def fields(self) -> tuple[pa.Field, ...]:
+        """Return the fields of its rows: the base columns, then what it carries."""
+
+    @abstractmethod
+    def scan(self) -> list[SourceSlice]:
+        """Cut the input into partitions; refuse what cannot be read."""
+
+    @abstractmethod
+    def read(self, part: SourceSlice) -> pa.Table:
+        """Return the rows of one partition, with `_outcome`."""
+
+
+class Sink(Definition, ABC):
+    """Writes what was kept."""
+
+    @abstractmethod
+    def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
+        """Return the columns it needs, of those there are."""
+
+    @abstractmethod
+    def passes(self) -> tuple[Pass, ...]:
+        """Return its passes; the last is an Emit."""
+
+    @abstractmethod
+    def finish(self, store: Store, folder: str, value: pa.Table, facts: Finish) -> None:
+        """Write what lies beside the units; the manifest comes last."""
+
+
+def judged(reasons: Sequence[str | None], values: Sequence[float | None] | None = None) -> pa.Table:
+    """Return the verdict table of a Filter."""
+    numbers = values if values is not None else [None] * len(reasons)
+    return pa.table({"reason": pa.array(reasons, pa.string()), "value": pa.array(numbers, pa.float32())})

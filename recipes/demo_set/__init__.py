@@ -1,0 +1,1 @@
+"""The bundled demo set: pictures with captions, and what the real web does to them."""
