@@ -1,0 +1,46 @@
+"""Read one sample of a corpus: its blocks in order, texts as text, images as pixels."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from mmdata.media import decode
+from mmdata.shards import KINDS, Corpus
+from mmdata.shards.corpus import SUFFIXES
+
+
+class Block(NamedTuple):
+    """One block: a text, or an image as (H, W, 3) uint8."""
+
+    kind: str
+    text: str | None
+    image: np.ndarray | None
+
+
+class Sample(NamedTuple):
+    """One sample: a pair is an image block and a text block, a document any number of both."""
+
+    index: int
+    sample_id: str
+    blocks: tuple[Block, ...]
+    meta: dict[str, object]
+
+
+def read_sample(corpus: Corpus, index: int) -> Sample:
+    """Read, verify and decode one sample. Bytes of a corpus were encoded by us, so they are decoded in place."""
+    members = corpus.read(index)
+    meta = json.loads(members["json"])
+    blocks = tuple(_block(record, members, meta) for record in corpus.blocks_of(index))
+    return Sample(index, corpus.sample_id(index), blocks, meta)
+
+
+def _block(record: np.void, members: dict[str, bytes], meta: dict[str, object]) -> Block:
+    kind, position = KINDS[int(record["kind"])], int(record["position"])
+    document = meta.get("blocks")
+    if kind == "text":
+        text = document[position]["text"] if isinstance(document, list) else members["txt"].decode()
+        return Block(kind, text, None)
+    suffix = SUFFIXES[int(record["suffix"])]
+    data = members[f"{position}.{suffix}" if isinstance(document, list) else suffix]
+    return Block(kind, None, decode(data))

@@ -1,0 +1,121 @@
+"""Checkpoints: a folder that is there whole or not at all.
+
+`step-000200/` holds `model.safetensors`, `ema.safetensors`, `optim.safetensors`, `tokenizer.json` and `state.json`, which
+carries the SHA-256 of the others. It is written under another name, synced and renamed; one that does not match its own
+digests is passed over, with a word, for the one before. Nothing is ever unpickled.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn, optim
+
+from mmdata.errors import ConfigError
+from mmdata.storage import digest_file
+from mmdata.text import Tokenizer
+from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.model import Transformer
+
+FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that matches its digests."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.state["step"])
+
+    @property
+    def config(self) -> TrainConfig:
+        """The config that it was trained with."""
+        return TrainConfig.model_validate(self.state["config"])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        return Tokenizer((self.path / "tokenizer.json").read_text(encoding="utf-8"))
+
+    def model(self, *, ema: bool = True) -> Transformer:
+        """Return the model, with averaged weights unless told otherwise."""
+        model = Transformer(self.config, self.tokenizer.size)
+        model.load_state_dict(load_file(self.path / ("ema.safetensors" if ema else "model.safetensors")))
+        return model.eval()
+
+
+def save(folder: Path, state: dict[str, Any], model: nn.Module, ema: dict[str, Tensor], optimizer: optim.Optimizer, tokenizer: Tokenizer) -> Path:
+    """Write a checkpoint of `state["step"]` and return its folder."""
+    final = folder / f"step-{state['step']:06d}"
+    temp = folder / f".tmp-{final.name}-{os.getpid()}"
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir(parents=True)
+    save_file(model.state_dict(), temp / "model.safetensors")
+    save_file(ema, temp / "ema.safetensors")
+    save_file(_flat(optimizer, model), temp / "optim.safetensors")
+    (temp / "tokenizer.json").write_text(tokenizer.data, encoding="utf-8")
+    digests = {name: digest_file(temp / name) for name in FILES}
+    (temp / "state.json").write_text(json.dumps({**state, "files": digests}, indent=1), encoding="utf-8")
+    for path in temp.iterdir():
+        _sync(path)
+    if final.exists():  # an earlier attempt that was found damaged
+        shutil.rmtree(final)
+    temp.rename(final)
+    _sync(folder)
+    return final
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return open_checkpoint(path)
+        except ConfigError as error:
+            sys.stderr.write(f"{error.message}; using the one before\n")
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint folder, or refuse it by the file that is wrong."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a checkpoint: {error}", hint="give a folder `step-...` of a training run") from error
+    for name in FILES:
+        if not (path / name).is_file() or digest_file(path / name) != state["files"][name]:
+            raise ConfigError(f"{path / name}: missing or damaged", hint="use an earlier checkpoint")
+    return Checkpoint(path, state)
+
+
+def load_optimizer(checkpoint: Checkpoint, optimizer: optim.Optimizer, model: nn.Module) -> None:
+    """Put the optimizer's state back."""
+    flat = load_file(checkpoint.path / "optim.safetensors")
+    for name, parameter in model.named_parameters():
+        keys = [key for key in flat if key.rpartition("/")[0] == name]
+        optimizer.state[parameter] = {key.rpartition("/")[2]: flat[key].clone() for key in keys}
+
+
+def _flat(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

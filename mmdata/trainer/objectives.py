@@ -1,0 +1,52 @@
+"""The losses, each a sum over its tokens; the step divides by global counts.
+
+`L = sum over families of weight * (sum of per-token losses) / (tokens of that family in the whole step)`: one packed row,
+many micro-batches or many ranks give the same gradient, which a mean of means does not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmdata.trainer.batch import Batch
+from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.model import Transformer
+from mmdata.trainer.sequence import NO_TARGET
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums of per-token losses: cross-entropy and z-loss of text in nats, squared velocity error of patches."""
+
+    text: Tensor
+    z: Tensor
+    image: Tensor
+
+
+def loss_sums(model: Transformer, batch: Batch) -> Sums:
+    """Run the model over a batch and sum each family's losses."""
+    hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
+    told = batch.target_BL != NO_TARGET
+    # A batch without text or without noise still touches both heads, so that gradients are zero and never absent.
+    logits = model.text_head(hidden[told]) if bool(told.any()) else model.text_head(hidden[:1, :1].flatten(0, 1))
+    velocity = model.patch_out(hidden[batch.noisy_BL]) if batch.num_image else model.patch_out(hidden[:1, :1].flatten(0, 1))
+    if bool(told.any()):
+        text = functional.cross_entropy(logits, batch.target_BL[told], reduction="sum")
+        z = torch.logsumexp(logits, -1).square().sum()
+    else:
+        text = z = 0 * logits.sum()
+    image = (velocity - batch.flow_BLP[batch.noisy_BL]).square().mean(-1).sum() if batch.num_image else 0 * velocity.sum()
+    return Sums(text, z, image)
+
+
+def weighted(sums: Sums, num_text: int, num_image: int, config: TrainConfig) -> Tensor:
+    """Return the loss of a micro-batch, divided by the counts of the whole step."""
+    text = (config.loss.text * sums.text + config.loss.z_loss * sums.z) / max(num_text, 1)
+    return text + config.loss.image * sums.image / max(num_image, 1)
+
+
+def velocity_to_clean(x_t: Tensor, velocity: Tensor, time: float) -> Tensor:
+    """Return the clean image that a velocity points to: x_t = (1 - t) x + t e and v = e - x give x = x_t - t v."""
+    return x_t - time * velocity
