@@ -191,7 +191,7 @@ def one_key(document: Document, path: Path_, known: list[str], what: str) -> tup
             f"{document.where(path)}: a {what} is one name with its fields, not {_kind(data)}",
             hint=f"write `{known[0]}: {{...}}`" if known else None,
         )
-    (name, fields), = data.items()
+    ((name, fields),) = data.items()
     if name not in known:
         raise ConfigError(f"{document.where((*path, name))}: no {what} is called `{name}`", hint=did_you_mean(name, known))
     return name, {} if fields is None else fields

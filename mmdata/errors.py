@@ -53,9 +53,7 @@ class RunError(MmdataError):
     """The run cannot go on; what it wrote is valid and the same command resumes it."""
 
 
-def _rebuild(
-    cls: type[MmdataError], message: str, hint: str | None, state: dict[str, object]
-) -> MmdataError:
+def _rebuild(cls: type[MmdataError], message: str, hint: str | None, state: dict[str, object]) -> MmdataError:
     error = cls(message, hint=hint)
     error.__dict__.update(state)
     return error

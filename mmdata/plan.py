@@ -237,13 +237,17 @@ def _walk(plan: Plan) -> Iterator[Step]:
         new = written(stage)
         clash = [field.name for field in new if field.name in fields]
         if clash and not isinstance(stage, Split):
-            raise _StepError(f"`{stage.name}` writes `{clash[0]}`, which is there already", hint="drop one of the two", index=index)
+            raise _StepError(
+                f"`{stage.name}` writes `{clash[0]}`, which is there already", hint="drop one of the two", index=index
+            )
         yield Step(index, stage, space, {column: homes[column] for column in reads})
         if isinstance(stage, Split):
             space += 1
             homes |= {"sample_id": index, "position": index}
         if space > MAX_SPLITS:
-            raise _StepError(f"a plan may split {MAX_SPLITS} times", hint="split once into what is wanted in the end", index=index)
+            raise _StepError(
+                f"a plan may split {MAX_SPLITS} times", hint="split once into what is wanted in the end", index=index
+            )
         fields |= {field.name: field for field in new}
         homes |= {field.name: index for field in new}
 

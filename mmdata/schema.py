@@ -27,14 +27,16 @@ CAPTION = pa.struct([pa.field("text", pa.string()), pa.field("kind", pa.string()
 
 # Where the bytes of a media item lie. `set` is a folder of the run (or a foreign one, by URL), `tar` a file in it.
 # `trusted` marks bytes that we encoded ourselves: all others are decoded in the jail.
-PAYLOAD = pa.struct([
-    pa.field("set", pa.string()),
-    pa.field("tar", pa.string()),
-    pa.field("offset", pa.int64()),
-    pa.field("size", pa.int64()),
-    pa.field("sha256", pa.string()),
-    pa.field("trusted", pa.bool_()),
-])
+PAYLOAD = pa.struct(
+    [
+        pa.field("set", pa.string()),
+        pa.field("tar", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("trusted", pa.bool_()),
+    ]
+)
 
 ROW_COLUMNS: tuple[Column, ...] = (
     Column("sample_id", pa.string(), "32 hex", "rows of one sample share it; a document's blocks differ in `position`"),

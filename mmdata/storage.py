@@ -172,7 +172,8 @@ class LocalStore(Store):
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise RunError(
-                    f"{folder}: the disk is full ({error.strerror})", hint="free some space and run the same command again"
+                    f"{folder}: the disk is full ({error.strerror})",
+                    hint="free some space and run the same command again",
                 ) from error
             raise
         finally:

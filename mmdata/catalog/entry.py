@@ -51,7 +51,7 @@ class Entry(Model):
     media: Literal["image", "video"] = "image"
     header: tuple[str, ...] | None = None
     columns: Columns = Columns()
-    carry: dict[str, CarryType] = {}
+    carry: dict[str, CarryType] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod

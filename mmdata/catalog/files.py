@@ -45,7 +45,8 @@ def list_files(entry: Entry, root: Path) -> list[Path]:
         hits = [path for path in root.glob(pattern) if not path.is_dir()]
         if not hits:
             raise ConfigError(
-                f"{root / pattern}: no such file", hint="put the dataset's files beside the catalog, or pass --data FOLDER"
+                f"{root / pattern}: no such file",
+                hint="put the dataset's files beside the catalog, or pass --data FOLDER",
             )
         found.update(hits)
     for path in found:
@@ -110,7 +111,9 @@ def _format(entry: Entry, path: Path) -> str:
         return entry.format
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix not in _SUFFIXES:
-        raise ConfigError(f"{path}: cannot tell the format from the name", hint=f"set `format:` ({', '.join(_SUFFIXES.values())})")
+        raise ConfigError(
+            f"{path}: cannot tell the format from the name", hint=f"set `format:` ({', '.join(_SUFFIXES.values())})"
+        )
     return _SUFFIXES[suffix]
 
 
@@ -161,8 +164,9 @@ def _records(entry: Entry, path: Path, kind: str) -> Iterator[dict[str, Any] | N
 
 
 def _csv_records(entry: Entry, file: IO[str], delimiter: str) -> Iterator[dict[str, Any] | None]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+    # Tab-separated lists hold quotation marks as they are.
+    plain = delimiter == "\t"
+    reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
     names = list(entry.header) if entry.header is not None else next(reader, [])
     while True:
         try:

@@ -39,10 +39,8 @@ class _Block(NamedTuple):
 
 def to_rows(entry: Entry, raw: pa.Table, parts: dict[str, str], origin: Origin) -> pa.Table:
     """Return rows with the base columns, the carried columns and `_outcome`."""
-    if entry.shape == "documents":
-        blocks = list(_document_blocks(raw, parts))
-    else:
-        blocks = _pair_blocks(raw, parts, origin)
+    documents = entry.shape == "documents"
+    blocks = list(_document_blocks(raw, parts)) if documents else _pair_blocks(raw, parts, origin)
     picked = pa.array([block.raw_row for block in blocks], pa.int64())
     ids = _sample_ids(raw, parts, origin)
     bad = [block.bad for block in blocks]
@@ -75,7 +73,11 @@ def _pair_blocks(raw: pa.Table, parts: dict[str, str], origin: Origin) -> list[_
 
 def _document_blocks(raw: pa.Table, parts: dict[str, str]) -> Iterator[_Block]:
     """Unroll `images[i] | texts[i]`, of which exactly one is given, as OBELICS has them."""
-    columns = (raw.column(parts["images"]).to_pylist(), raw.column(parts["texts"]).to_pylist(), raw.column(BAD).to_pylist())
+    columns = (
+        raw.column(parts["images"]).to_pylist(),
+        raw.column(parts["texts"]).to_pylist(),
+        raw.column(BAD).to_pylist(),
+    )
     for row, (images, texts, bad) in enumerate(zip(*columns, strict=True)):
         if bad or not _aligned(images, texts):
             yield _Block(row, 0, None, None, True)
@@ -123,7 +125,9 @@ def _strings(raw: pa.Table, name: str, origin: Origin) -> list[Any]:
     if pa.types.is_null(column.type):
         return [None] * raw.num_rows
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise ConfigError(f"{origin.file}: column `{name}` is {column.type}, not text", hint="name another column under `columns:`")
+        raise ConfigError(
+            f"{origin.file}: column `{name}` is {column.type}, not text", hint="name another column under `columns:`"
+        )
     values: list[Any] = column.to_pylist()
     return values
 

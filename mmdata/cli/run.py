@@ -20,21 +20,17 @@ def command(  # noqa: PLR0913, PLR0917 - each is a flag
 ) -> None:
     """Run PLAN. The same command again resumes it."""
     from mmdata.engine import Runner
-    from mmdata.errors import ConfigError, did_you_mean
     from mmdata.executors import open_executor
     from mmdata.plan import load_plan
     from mmdata.report.table import forecast_text, funnel_text
 
-    known = ("serial", "processes", "ray")
-    if executor not in known:
-        raise ConfigError(f"no executor is called `{executor}`", hint=did_you_mean(executor, known))
     loaded = load_plan(plan)
     runner = Runner(loaded if until is None else loaded.until(until), run_dir, tuple(allow or ()), limit)
     forecast = runner.forecast()
     tell(forecast_text(forecast))
     if dry_run:
         return
-    pool = open_executor("ray" if address else executor, workers, address)  # type: ignore[arg-type]
+    pool = open_executor("ray" if address else executor, workers, address)
     try:
         result = runner.execute(pool)
     finally:

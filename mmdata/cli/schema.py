@@ -12,6 +12,12 @@ def command(
     what: Annotated[str, typer.Argument(help="plan, train or catalog")] = "plan",
 ) -> None:
     """Print the JSON Schema of plans, training configs or catalogs, for editors."""
-    from mmdata.report.schema import json_schema
+    if what == "train":
+        from mmdata.trainer.config import TrainConfig
 
-    say(json.dumps(json_schema(what), indent=1))
+        found = TrainConfig.model_json_schema()
+    else:
+        from mmdata.report.schema import json_schema
+
+        found = json_schema(what)
+    say(json.dumps(found, indent=1))

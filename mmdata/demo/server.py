@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
     server: DemoServer
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self.server.requests[self.path] += 1
         slow = self.path.startswith("/slow/")
         name = self.path.removeprefix("/slow").lstrip("/")
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
                 break
         self.close_connection = True
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the server counts instead."""
 
 

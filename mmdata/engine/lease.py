@@ -44,9 +44,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
         self._thread.join()
         self.store.put(f"lease/{self.epoch}.end", b"")
@@ -59,7 +57,7 @@ class Lease:
             return True
         holder = self._holder(epoch)
         if holder["host"] == _host():
-            return _start_of(holder["pid"]) != holder["start"]
+            return bool(_start_of(holder["pid"]) != holder["start"])
         seen, since = self._counter(epoch), time.monotonic()
         while time.monotonic() - since < STILL_S:
             time.sleep(BEAT_S / 2)

@@ -14,7 +14,7 @@ from mmdata.schema import SPLIT
 def account(state: State) -> dict[str, Any]:
     """Count the fates of a partition and assert the law."""
     spaces = Counter(state.table().column("space").to_pylist())
-    by_stage = [[stage, reason, num] for (stage, reason), num in state.counts().items()]
+    by_stage: list[tuple[int, str, int]] = [(stage, reason, num) for (stage, reason), num in state.counts().items()]
     counts = {
         "rows_in": spaces[0],
         "made_by_splits": sum(spaces.values()) - spaces[0],

@@ -58,13 +58,10 @@ def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[in
     plan = generation.plan
     partition: Partition = generation.partitions[task.unit]
     record = run.record(task.inputs[task.unit])
-    assert record is not None  # noqa: S101 - the scheduler saw it
+    assert record is not None
     state = State.from_bytes(run.state_of(record))
     view = PartitionView(run, plan, keys, partition)
-    if task.step == len(plan.stages):
-        homes = plan_homes(view, plan)
-    else:
-        homes = plan.steps[task.step].sources
+    homes = plan_homes(view, plan) if task.step == len(plan.stages) else plan.steps[task.step].sources
     rows = state.alive
     if task.step < len(plan.stages):
         stage = plan.stages[task.step]
@@ -76,7 +73,7 @@ def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[in
 
 def plan_homes(view: PartitionView, plan: Plan) -> dict[str, int]:
     """Return where the columns lie that the sink reads."""
-    assert plan.sink is not None  # noqa: S101 - only called for a plan with a sink
+    assert plan.sink is not None
     homes = view.homes_after(len(plan.steps))
     return {name: homes[name] for name in plan.sink.reads(plan.fields)}
 
@@ -119,5 +116,3 @@ def _emit(this: Emit, task: Task, generation: Generation, run: RunStore, scratch
 
     run.store.create_same(name, json.dumps(record, sort_keys=True).encode())
     return record
-
-

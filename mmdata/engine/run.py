@@ -91,7 +91,7 @@ class Runner:
             scheduler = Scheduler(self.run, generation, keys, executor, progress)
             scheduler.segments()
             sunk = self._sink(scheduler)
-            assert sunk is not None  # noqa: S101 - an executor leaves nothing missing
+            assert sunk is not None
             corpus, folder = sunk
             self._finish(generation, scheduler, corpus, folder)
             if progress is not None:
@@ -108,7 +108,12 @@ class Runner:
         plan, total = generation.plan, funnel(list(scheduler.heads.values()))
         if corpus is not None and plan.sink is not None:
             facts = Finish(
-                plan.name, self.plan.digest, total, self._licences(), {n: _meaning(f) for n, f in plan.fields.items()}, made[2]
+                plan.name,
+                self.plan.digest,
+                total,
+                self._licences(),
+                {n: _meaning(f) for n, f in plan.fields.items()},
+                made[2],
             )
             plan.sink.finish(self.run.store, corpus, made[1], facts)
             self._point("corpus", corpus)
@@ -120,7 +125,9 @@ class Runner:
             "heads": [scheduler.heads[unit]["key"] for unit in sorted(scheduler.heads)],
         })  # fmt: skip
 
-    def _result(self, generation: Generation, scheduler: Scheduler, corpus: str | None, started: float, *, fresh: bool) -> RunResult:
+    def _result(
+        self, generation: Generation, scheduler: Scheduler, corpus: str | None, started: float, *, fresh: bool
+    ) -> RunResult:
         computed: dict[str, int] = {step.stage.name: 0 for step in generation.plan.steps}
         for report in scheduler.reports:
             for step in report.record.get("steps", ()):

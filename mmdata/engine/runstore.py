@@ -1,14 +1,14 @@
 """A run folder: where everything of a run lies, and in which order it is committed.
 
-    run.json                        plan name and source: whose folder this is
-    generations/N.json              what a run was asked: plan, options, partitions; written before work starts
-    columns/KEY/PARTITION.n.parquet column files of named rows; n counts additions to the same key
-    payload/KEY/STAGE/              payload sets
-    tasks/KEY.json .parquet         records of tasks, and the fates of their rows
-    passes/KEY/                     what passes of GlobalFilters and Sinks wrote
-    corpora/KEY/                    corpora; `corpus` points to the newest
-    manifest/N.json                 what generation N came to; written last
-    facts/ status.json lease/       facts that vary between runs: times, progress, who is at work
+run.json                        plan name and source: whose folder this is
+generations/N.json              what a run was asked: plan, options, partitions; written before work starts
+columns/KEY/PARTITION.n.parquet column files of named rows; n counts additions to the same key
+payload/KEY/STAGE/              payload sets
+tasks/KEY.json .parquet         records of tasks, and the fates of their rows
+passes/KEY/                     what passes of GlobalFilters and Sinks wrote
+corpora/KEY/                    corpora; `corpus` points to the newest
+manifest/N.json                 what generation N came to; written last
+facts/ status.json lease/       facts that vary between runs: times, progress, who is at work
 """
 
 import io

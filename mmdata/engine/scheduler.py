@@ -60,7 +60,7 @@ class Scheduler:
     def sink(self) -> tuple[str, pa.Table, dict[str, str]] | None:
         """Run the sink's passes; return its key, the folded value and the digests of its files."""
         plan = self.generation.plan
-        assert plan.sink is not None  # noqa: S101 - the caller looked
+        assert plan.sink is not None
         step = len(plan.stages)
         stage_key = short([plan.sink.name, plan.sink.version, plan.sink.model_dump(mode="json")])
         key = self._input_key(stage_key)
@@ -139,7 +139,7 @@ class Scheduler:
                     records.append(record)
                     self._note(task, record, reused=True)
 
-            def after(task: Task, record: dict[str, Any], found: list[dict[str, Any]] = records) -> None:  # noqa: ARG001
+            def after(task: Task, record: dict[str, Any], found: list[dict[str, Any]] = records) -> None:
                 found.append(record)
 
             self._work(todo, after)
@@ -159,9 +159,7 @@ class Scheduler:
     def _pass_task(self, step: int, index: int, unit: int, key: str, label: str) -> Task:
         scatter = isinstance(passes_of(self.generation.plan, step)[index], Scatter)
         inputs = {unit: self.heads[unit]["key"]} if scatter else {}
-        return Task(
-            "pass", self.run.url, self.generation.number, step, unit, key, pass_index=index, inputs=inputs, label=label
-        )
+        return Task("pass", self.run.url, self.generation.number, step, unit, key, pass_index=index, inputs=inputs, label=label)
 
     def _pass_record(self, task: Task, this: object) -> dict[str, Any] | None:
         name = f"{task.key}/{task.pass_index}/{task.unit}"
@@ -201,7 +199,7 @@ class Scheduler:
                 self.progress.show()
 
     def _launch(self, queue: list[tuple[int, int, Task]], flying: dict[Future[TaskReport], Task]) -> None:
-        assert self.executor is not None  # noqa: S101 - the caller looked
+        assert self.executor is not None
         in_flight = sum(task.bytes for task in flying.values())
         while queue and len(flying) < self.executor.slots:
             task = queue[0][2]

@@ -6,7 +6,6 @@ plan order afterwards.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +39,7 @@ class SegmentRun:
         for group in _groups(self.segment.steps):
             first = group[0]
             if isinstance(first.stage, GlobalFilter):
-                assert verdicts is not None  # noqa: S101 - the scheduler runs the passes first
+                assert verdicts is not None
                 self._settle(state, first, verdicts, whole=False)
             elif isinstance(first.stage, Split):
                 state = self._split(state, first)
@@ -156,7 +155,7 @@ class SegmentRun:
         if _drops(step):
             table = held.take(rows, [ROW, "reason", "value"])
             verdicts = _verdicts(table.column(ROW), table.column("reason"), table.column("value"))
-            assert isinstance(step.stage, Filter)  # noqa: S101 - only Filters drop
+            assert isinstance(step.stage, Filter)
             self._settle(state, step, verdicts, whole=step.stage.scope == "sample")
         self._settle(state, step, _outcome_verdicts(held.take(rows, [ROW, OUTCOME])), whole=False)
 
@@ -184,7 +183,7 @@ class SegmentRun:
 
     def _children(self, step: Step, parents: np.ndarray) -> pa.Table:
         """Make the children of rows: their numbers hold their parents', blocks of a document stay in it."""
-        assert isinstance(step.stage, Split)  # noqa: S101 - the caller looked
+        assert isinstance(step.stage, Split)
         batch = Batch(self.view.batch_columns(step, parents))
         index, table = self.cache.open(self.view.keys[step.index], step.stage)(batch)
         if len(np.unique(index)) != len(parents) or np.any(np.diff(index) < 0):
@@ -240,7 +239,7 @@ def _result_fields(step: Step) -> list[pa.Field]:
         return [pa.field("reason", pa.string()), pa.field("value", pa.float32())]
     if isinstance(step.stage, Filter):
         return [pa.field(tag_name(step.stage), pa.bool_())]
-    assert isinstance(step.stage, Map)  # noqa: S101 - Splits and GlobalFilters are handled apart
+    assert isinstance(step.stage, Map)
     return list(step.stage.writes())
 
 

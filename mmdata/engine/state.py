@@ -54,7 +54,8 @@ class State:
     @property
     def alive(self) -> np.ndarray:
         """Row numbers that no stage has judged out."""
-        return self.rows[self.stage == _NOBODY]
+        rows: np.ndarray = self.rows[self.stage == _NOBODY]
+        return rows
 
     def drop(self, verdicts: pa.Table, stage: int) -> np.ndarray:
         """Give rows their fate; rows that have one keep it. Return the places of the rows dropped."""

@@ -45,7 +45,7 @@ class Held:
         pieces, places = [], []
         for table, (held, order) in zip(self.tables, self._orders, strict=True):
             at = np.searchsorted(held, rows)
-            found = np.flatnonzero((at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows)) if len(held) else []
+            found = np.flatnonzero((at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows)) if len(held) else at[:0]
             if len(found):
                 pieces.append(table.select(list(columns)).take(pa.array(order[at[found]])))
                 places.append(found)

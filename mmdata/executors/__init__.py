@@ -1,17 +1,18 @@
 """Where tasks run: serial, processes, Ray. All give the same bytes."""
 
-from typing import Literal
-
 from mmdata.engine.task import Executor
+from mmdata.errors import ConfigError, did_you_mean
 from mmdata.executors.local import ProcessExecutor, SerialExecutor
 
-__all__ = ["ExecutorName", "ProcessExecutor", "SerialExecutor", "open_executor"]
+__all__ = ["EXECUTORS", "ProcessExecutor", "SerialExecutor", "open_executor"]
 
-ExecutorName = Literal["serial", "processes", "ray"]
+EXECUTORS = ("serial", "processes", "ray")
 
 
-def open_executor(name: ExecutorName, workers: int | None = None, address: str | None = None) -> Executor:
+def open_executor(name: str, workers: int | None = None, address: str | None = None) -> Executor:
     """Return an executor by name; `workers` defaults to the number of cores, `address` is a Ray cluster's."""
+    if name not in EXECUTORS:
+        raise ConfigError(f"no executor is called `{name}`", hint=did_you_mean(name, EXECUTORS))
     if name == "serial":
         return SerialExecutor()
     if name == "processes":

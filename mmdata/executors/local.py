@@ -102,7 +102,7 @@ class ProcessExecutor:
     def _ask(self, worker: _Worker, task: Task) -> TaskReport:
         if worker.process is None:
             self._start(worker)
-        assert worker.pipe is not None and worker.process is not None  # noqa: S101, PT018 - just started
+        assert worker.pipe is not None and worker.process is not None  # noqa: PT018 - just started
         try:
             worker.pipe.send(task)
             deadline = time.monotonic() + task.deadline_s

@@ -89,12 +89,13 @@ class RayExecutor:
         def finish(source: Future[Any]) -> None:
             self._running.pop(task.name, None)
             error = source.exception()
-            answer = None if error else source.result()
-            if actor is not None and error is None:
-                self._idle[task.gpus].append(actor)
             if error is not None:
                 done.set_exception(PartitionError(f"{task.label}: its worker died: {error}"[:500]))
-            elif isinstance(answer, MmdataError):
+                return
+            if actor is not None:
+                self._idle[task.gpus].append(actor)
+            answer = source.result()
+            if isinstance(answer, MmdataError):
                 done.set_exception(answer)
             else:
                 done.set_result(answer)

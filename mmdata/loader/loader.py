@@ -80,7 +80,8 @@ class Loader(Generic[T]):
         """Go to a state; one of another corpus, configuration or code is refused."""
         if state.config != self.config:
             raise ConfigError(
-                "the loader's state is of another corpus or configuration", hint="use the corpus and the config it was saved with"
+                "the loader's state is of another corpus or configuration",
+                hint="use the corpus and the config it was saved with",
             )
         if state.upcoming != self._upcoming(state.window, state.row):
             raise ConfigError("the next samples are not those that were planned when the state was saved")

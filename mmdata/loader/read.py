@@ -1,6 +1,7 @@
 """Read one sample of a corpus: its blocks in order, texts as text, images as pixels."""
 
 import json
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ class Block(NamedTuple):
     image: np.ndarray | None
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """One sample: a pair is an image block and a text block, a document any number of both."""
 
     index: int

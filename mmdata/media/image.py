@@ -20,7 +20,19 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384
 # Files that are images or documents of a kind that is not decoded here.
-_OTHER = (b"BM", b"II*\0", b"MM\0*", b"8BPS", b"%PDF", b"%!PS", b"<svg", b"\0\0\0\x0cjP", b"\0\0\1\0", b"SIMPLE", b"icns")
+_OTHER = (
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"8BPS",
+    b"%PDF",
+    b"%!PS",
+    b"<svg",
+    b"\0\0\0\x0cjP",
+    b"\0\0\1\0",
+    b"SIMPLE",
+    b"icns",
+)
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST, "area": Image.Resampling.BOX, "linear": Image.Resampling.BILINEAR,
     "cubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
@@ -63,7 +75,8 @@ def transcode(data: bytes, resize: Resize) -> Transcoded:
     options = {"jpg": ("JPEG", "quality"), "png": ("PNG", None), "webp": ("WEBP", "quality")}
     name, quality = options[resize.encode_format]
     image.save(buffer, name, **({quality: resize.encode_quality} if quality else {}))
-    return Transcoded(buffer.getvalue(), *image.size, *size, kind, exif)
+    width, height = image.size
+    return Transcoded(buffer.getvalue(), width, height, size[0], size[1], kind, exif)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -78,9 +91,7 @@ def _open(data: bytes) -> tuple[Image.Image, str, str]:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
         known = data.lstrip().startswith(_OTHER)
-        raise RecordError(
-            "not an image of a known format", outcome="unsupported_format" if known else "not_media"
-        ) from None
+        raise RecordError("not an image of a known format", outcome="unsupported_format" if known else "not_media") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise RecordError(f"cannot be opened: {error}", outcome="decode_error") from error
     width, height = image.size

@@ -48,7 +48,8 @@ class Jail:
     def transcode(self, data: bytes, resize: Resize) -> Transcoded:
         """Decode, resize and encode untrusted bytes."""
         head, body = self._call({"op": "transcode", "resize": resize.model_dump()}, data)
-        return Transcoded(body, *head["sizes"], head["format"], head["exif"])
+        width, height, original_width, original_height = head["sizes"]
+        return Transcoded(body, width, height, original_width, original_height, head["format"], head["exif"])
 
     def decode(self, data: bytes) -> np.ndarray:
         """Decode untrusted bytes to upright RGB, (H, W, 3) uint8."""
@@ -76,8 +77,8 @@ class Jail:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "mmdata.media.jail_child", str(self.memory_mib), str(int(self.deadline_s) + 1)]
         env = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)  # noqa: S603
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018 - pipes were asked for
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        assert child.stdin is not None and child.stdout is not None  # noqa: PT018 - pipes were asked for
         os.set_blocking(child.stdin.fileno(), False)
         os.set_blocking(child.stdout.fileno(), False)
         self._child = child
@@ -88,9 +89,7 @@ class Jail:
             raise RecordError("the decoder child did not start", outcome="decoder_crashed") from error
         return child
 
-    def _exchange(
-        self, child: subprocess.Popen[bytes], request: bytes, deadline: float
-    ) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, child: subprocess.Popen[bytes], request: bytes, deadline: float) -> tuple[dict[str, Any], bytes]:
         """Write a request while reading its reply, so that neither side can block the other."""
         stdin, stdout = child.stdin.fileno(), child.stdout.fileno()  # type: ignore[union-attr]
         pending, reply, need = memoryview(request), bytearray(), _HEAD.size

@@ -59,7 +59,9 @@ def fetch_weights(model: str, tag: str | None) -> Path:
         if not config:
             known = [name for arch, name in open_clip.list_pretrained() if arch == model]
             names = known or open_clip.list_models()
-            raise ConfigError(f"open_clip knows no `{model}` / `{tag}`", hint=did_you_mean(tag if known else model, names))
+            raise ConfigError(
+                f"open_clip knows no `{model}` / `{tag}`", hint=did_you_mean((tag or model) if known else model, names)
+            )
         return Path(open_clip.download_pretrained(config))
     except (OSError, RuntimeError) as error:
         raise ConfigError(

@@ -30,9 +30,7 @@ class GuardedResolver(AbstractResolver):
         self.guard = guard
         self.system = aiohttp.ThreadedResolver()
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """Return the addresses of a name."""
         place = self.guard.place_of(host)
         if place is None:
@@ -117,7 +115,7 @@ async def open_transport(guard: Guard, limits: Limits, agent: str, connections: 
         resolver=GuardedResolver(guard),
         ttl_dns_cache=300,
         ssl=ssl.create_default_context(),
-        socket_factory=guard.socket,  # type: ignore[arg-type]
+        socket_factory=guard.socket,
     )
     session = aiohttp.ClientSession(
         connector=connector,

@@ -50,7 +50,7 @@ class ReplayTransport:
         self.answers = answers
         self.requests: list[str] = []
 
-    async def get(self, url: str, *, body_for: tuple[int, ...] = (200,)) -> Fetched | Failure:  # noqa: ARG002
+    async def get(self, url: str, *, body_for: tuple[int, ...] = (200,)) -> Fetched | Failure:
         """Return the recorded answer."""
         self.requests.append(url)
         return self.answers.get(url, Fetched(404, {}))

@@ -48,7 +48,8 @@ class Allowance:
             return cls(str(ip_address(address.strip("[]"))), int(port), name.lower() or None)
         except ValueError:
             raise ConfigError(
-                f"`--allow {text}`: not an allowance", hint="write ADDRESS:PORT or NAME=ADDRESS:PORT, e.g. 127.0.0.1:8080"
+                f"`--allow {text}`: not an allowance",
+                hint="write ADDRESS:PORT or NAME=ADDRESS:PORT, e.g. 127.0.0.1:8080",
             ) from None
 
 

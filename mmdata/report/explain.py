@@ -36,7 +36,7 @@ def explain(url: str, sample_id: str) -> str:
 
 def _in_partition(view: PartitionView, generation: Generation, head: str, sample_id: str) -> list[str]:
     record = view.run.record(head)
-    assert record is not None  # noqa: S101 - the manifest names it
+    assert record is not None
     fates = State.from_bytes(view.run.state_of(record)).table()
     texts = []
     for space in range(len(set(fates.column("space").to_pylist()))):
@@ -57,9 +57,7 @@ def _home(view: PartitionView, name: str, space: int) -> int:
     return view.homes_after(last)[name]
 
 
-def _row_text(  # noqa: PLR0913, PLR0917 - the parts of one row
-    view: PartitionView, unit: int, space: int, row: int, fate: dict[str, Any], record: dict[str, Any]
-) -> str:
+def _row_text(view: PartitionView, unit: int, space: int, row: int, fate: dict[str, Any], record: dict[str, Any]) -> str:
     partition: Partition = view.partition
     values = _columns(view, space, np.asarray([row]))
     steps = {-2: "source"} | {step.index: step.stage.name for step in view.plan.steps}

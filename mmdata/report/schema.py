@@ -1,4 +1,4 @@
-"""JSON Schema of plans, training configs and catalogs, for editors."""
+"""JSON Schema of plans and catalogs, for editors."""
 
 from typing import Any
 
@@ -11,16 +11,12 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema(what: str) -> dict[str, Any]:
-    """Return the schema of `plan`, `train` or `catalog`."""
+    """Return the schema of `plan` or `catalog`."""
     if what == "plan":
         return _plan_schema()
     if what == "catalog":
         entries = {"type": "object", "additionalProperties": Entry.model_json_schema()}
         return {"$schema": _DIALECT, "title": "catalog", "type": "object", "properties": {"entries": entries}}
-    if what == "train":
-        from mmdata.trainer.config import TrainConfig
-
-        return {"$schema": _DIALECT, **TrainConfig.model_json_schema()}
     raise ConfigError(f"no schema is called `{what}`", hint=did_you_mean(what, ("plan", "train", "catalog")))
 
 

@@ -26,9 +26,7 @@ class Finish:
     digests: dict[str, str]
 
 
-def write_manifest(
-    store: Store, folder: str, units: list[dict[str, Any]], splits: list[str], facts: Finish
-) -> None:
+def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], splits: list[str], facts: Finish) -> None:
     """Write indexes, `sizes.json`, `wids.json` and, last, `corpus.json`."""
     digests = dict(facts.digests)
     names = [f"{splits[unit['split']]}-{number:05d}" for number, unit in enumerate(units)]

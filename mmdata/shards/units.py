@@ -97,7 +97,10 @@ def borders(sizes: pa.Table, max_samples: int, max_bytes: int) -> pa.Table:
 def choose(records: pa.Table, unit: dict[str, Any]) -> pa.Table:
     """Return the records of one shard, in order."""
     order = records.column("order")
-    inside = pc.and_(pc.greater_equal(order, pa.scalar(unit["first"], pa.uint64())), pc.less_equal(order, pa.scalar(unit["last"], pa.uint64())))
+    inside = pc.and_(
+        pc.greater_equal(order, pa.scalar(unit["first"], pa.uint64())),
+        pc.less_equal(order, pa.scalar(unit["last"], pa.uint64())),
+    )
     chosen = records.filter(pc.and_(pc.equal(records.column("split"), unit["split"]), inside))
     return chosen.sort_by([("order", "ascending"), ("sample_id", "ascending"), ("json", "ascending")])
 

@@ -90,7 +90,7 @@ class _Job:
         self.facts: list[dict[str, Any]] = [{} for _ in self.rows]
 
     def run(self) -> pa.Table:
-        assert self.place is not None  # noqa: S101 - the engine gives every payload-writing Map a place
+        assert self.place is not None
         with tempfile.TemporaryDirectory(prefix="mmdata-") as folder, ExitStack() as stack:
             spool = stack.enter_context((Path(folder) / "spool").open("w+b"))
             jails = self._jails(stack)
@@ -141,7 +141,13 @@ class _Job:
         raw = hashlib.sha256(body).hexdigest()
         sizes = (made.width, made.height, made.original_width, made.original_height)
         self.items[index] = Item(
-            self._columns(index), "success", None, suffix=self.stage.encode_format, sizes=sizes, exif=made.exif, sha256=raw
+            self._columns(index),
+            "success",
+            None,
+            suffix=self.stage.encode_format,
+            sizes=sizes,
+            exif=made.exif,
+            sha256=raw,
         )
         self.facts[index] = {
             "raw_sha256": raw, "sha256": hashlib.sha256(made.data).hexdigest(), "format": made.format,
@@ -168,7 +174,7 @@ class _Job:
         return replace(self.items[index], data=spool.read(size))
 
     def _table(self, shard: Shard) -> pa.Table:
-        assert self.place is not None  # noqa: S101 - as above
+        assert self.place is not None
         columns: dict[str, list[Any]] = {field.name: [] for field in self.stage.writes()}
         for index, facts in enumerate(self.facts):
             member = shard.members.get(index)
@@ -177,9 +183,9 @@ class _Job:
                 "sha256": facts["sha256"], "trusted": True,
             }  # fmt: skip
             columns[PAYLOAD_COLUMN].append(ref)
-            for name in columns:
+            for name, values in columns.items():
                 if name != PAYLOAD_COLUMN:
-                    columns[name].append(facts.get(name))
+                    values.append(facts.get(name))
         arrays = [pa.array(columns[field.name], field.type) for field in self.stage.writes()]
         schema = pa.schema([*self.stage.writes(), pa.field(OUTCOME, pa.string())])
         return pa.table([*arrays, pa.array(self.outcomes, pa.string())], schema)

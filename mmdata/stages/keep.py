@@ -38,7 +38,7 @@ class Keep(Filter):
         """Return below, above and missing, each with the column's name."""
         return (f"{self.column}_below", f"{self.column}_above", f"{self.column}_missing")
 
-    def open(self, ctx: WorkerContext) -> FilterFn:  # noqa: ARG002 - nothing to open
+    def open(self, ctx: WorkerContext) -> FilterFn:
         """Return the judging function."""
         return self._judge
 

@@ -31,7 +31,7 @@ class Measure(Map):
             pa.field("sha256", pa.string(), metadata={"unit": "hex", "meaning": "SHA-256 of the stored bytes"}),
         )
 
-    def open(self, ctx: WorkerContext) -> MapFn:  # noqa: ARG002 - nothing to open
+    def open(self, ctx: WorkerContext) -> MapFn:
         """Return the measuring function."""
         return self._measure
 

@@ -35,7 +35,7 @@ class Shards(Sink):
 
     samples: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     max_mib: Annotated[int, Field(ge=1, le=65_536)] = 1024
-    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     group: str = "sample_id"
     seed: int = 0
 
@@ -70,7 +70,8 @@ class Shards(Sink):
 
     def _bucket(self, records: pa.Table, num_buckets: int) -> np.ndarray:
         order = records.column("order").to_numpy()
-        return ((order >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
+        buckets: np.ndarray = ((order >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
+        return buckets
 
     def _sizes(self, records: pa.Table) -> pa.Table:
         return records.select(["split", "order", "bytes"])
@@ -104,7 +105,7 @@ def sample_records(table: pa.Table, sink: Shards) -> pa.Table:
     samples: dict[tuple[str, int], list[dict[str, object]]] = {}
     for row in rows:
         # Published ids repeat: two pairs with one id are two samples, the blocks of a document are one.
-        number = 0 if row["document"] else int(row[ROW])  # type: ignore[call-overload]
+        number = 0 if row["document"] else int(row[ROW])
         samples.setdefault((str(row["sample_id"]), number), []).append(row)
     carried = [n for n in table.column_names if n not in (*BASE_NAMES, PAYLOAD_COLUMN) and not n.startswith("_")]
     records = [_record(blocks, carried, sink) for blocks in samples.values()]
@@ -144,5 +145,3 @@ def _split_of(group: str, sink: Shards) -> int:
             return index
         place -= share
     return 0
-
-

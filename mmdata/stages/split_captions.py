@@ -24,7 +24,7 @@ class SplitCaptions(Split):
         """Write the text anew, and which caption it is."""
         return (pa.field("text", pa.string()), pa.field("caption_kind", pa.string()))
 
-    def open(self, ctx: WorkerContext) -> SplitFn:  # noqa: ARG002 - nothing to open
+    def open(self, ctx: WorkerContext) -> SplitFn:
         """Return the function that unrolls a batch."""
         return self._split
 

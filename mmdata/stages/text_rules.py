@@ -31,7 +31,7 @@ class TextRules(Filter):
         """Return the closed list of reasons."""
         return ("text_missing", "text_few_words", "text_many_words", "text_short", "text_long", "text_not_latin")
 
-    def open(self, ctx: WorkerContext) -> FilterFn:  # noqa: ARG002 - nothing to open
+    def open(self, ctx: WorkerContext) -> FilterFn:
         """Return the judging function."""
         return self._judge
 

@@ -46,9 +46,9 @@ def collate(rows: list[list[Tokens]], row_tokens: int, *, bidirectional: bool, i
     """Pack samples into rows of one length."""
     packed = [_pack(row, row_tokens) for row in rows]
     stacked = {name: np.stack([row[name] for row in packed]) for name in packed[0]}
-    mask = np.stack([
-        attention_mask(row["doc"], row["split"], row["mode"], bidirectional=bidirectional, isolated=isolated) for row in packed
-    ])
+    mask = np.stack(
+        [attention_mask(row["doc"], row["split"], row["mode"], bidirectional=bidirectional, isolated=isolated) for row in packed]
+    )
     return Batch(
         torch.from_numpy(stacked["ids"]), torch.from_numpy(stacked["pos"]), torch.from_numpy(stacked["grid"]),
         torch.from_numpy(stacked["time"]), torch.from_numpy(stacked["patches"]), torch.from_numpy(mask),
@@ -74,7 +74,8 @@ def attention_mask(
     allowed = same_doc & (causal | within) if bidirectional else same_doc & causal
     if isolated:
         allowed &= ~((mode_L[None, :] == NOISE) & ~(same_split & (mode_L[:, None] == NOISE)))
-    return allowed | (place[:, None] == place[None, :])
+    result: np.ndarray = allowed | (place[:, None] == place[None, :])
+    return result
 
 
 def _pack(row: list[Tokens], row_tokens: int) -> dict[str, np.ndarray]:

@@ -54,7 +54,14 @@ class Checkpoint:
         return model.eval()
 
 
-def save(folder: Path, state: dict[str, Any], model: nn.Module, ema: dict[str, Tensor], optimizer: optim.Optimizer, tokenizer: Tokenizer) -> Path:
+def save(
+    folder: Path,
+    state: dict[str, Any],
+    model: nn.Module,
+    ema: dict[str, Tensor],
+    optimizer: optim.Optimizer,
+    tokenizer: Tokenizer,
+) -> Path:
     """Write a checkpoint of `state["step"]` and return its folder."""
     final = folder / f"step-{state['step']:06d}"
     temp = folder / f".tmp-{final.name}-{os.getpid()}"

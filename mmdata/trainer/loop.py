@@ -67,7 +67,10 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = Transformer(config, self.data.tokenizer.size)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay
+            self.model.parameters(),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
         )
         self.ema = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.held_out = self.data.validation()
@@ -95,7 +98,7 @@ class _Run:
         text = image = torch.zeros(())
         for start in range(0, optim.rows, optim.micro_rows):
             sums = loss_sums(self.model, batch.rows(start, start + optim.micro_rows))
-            weighted(sums, num_text, num_image, self.config).backward()
+            weighted(sums, num_text, num_image, self.config).backward()  # type: ignore[no-untyped-call]
             text, image = text + sums.text.detach(), image + sums.image.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         if not math.isfinite(float(norm)):

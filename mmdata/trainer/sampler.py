@@ -6,6 +6,7 @@ Text: one token at a time until eos.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,7 +34,13 @@ class Reader:
         patches = torch.zeros(1, num, self.config.image.patch_dim, dtype=self._dtype)
         grid = torch.full((1, num), -1)
         hidden, self.cache = self.model(
-            torch.tensor([ids]), patches, grid, torch.zeros(1, num, dtype=self._dtype), places[None], mask[None], self.cache
+            torch.tensor([ids]),
+            patches,
+            grid,
+            torch.zeros(1, num, dtype=self._dtype),
+            places[None],
+            mask[None],
+            self.cache,
         )
         self.length += num
         self.pos += num if pos is None else 0
@@ -97,7 +104,7 @@ def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, config: Tr
     num = max(1, config.sampler.steps // 2) if heun else config.sampler.steps
     u = torch.linspace(1, 0, num + 1, dtype=torch.float64)
     times = (config.time.shift * u / (1 + (config.time.shift - 1) * u)).tolist()
-    for now, then in zip(times, times[1:], strict=False):
+    for now, then in pairwise(times):
         step = then - now
         v = velocity(x, now)
         if heun:

@@ -68,9 +68,7 @@ class Sequencer:
         drop = random.random() < self.config.layout.p_drop_text
         return self.lay_out(blocks, drop_text=drop, noise=keyed(self.config.seed, epoch, sample.sample_id, "noise"))
 
-    def lay_out(
-        self, blocks: list[list[int] | np.ndarray], *, drop_text: bool, noise: np.random.Generator | None
-    ) -> Tokens:
+    def lay_out(self, blocks: list[list[int] | np.ndarray], *, drop_text: bool, noise: np.random.Generator | None) -> Tokens:
         """Lay blocks out: ids for a text, (N, P) patches for an image.
 
         An image is generated (noised, with loss) where text stands before it, and given clean where it comes first. With
@@ -144,7 +142,17 @@ class _Builder:
         # A token predicts the next one where both are text and the next one is to be learnt; boi is never after boi's patches.
         target[:-1] = np.where(text[:-1] & text[1:] & loss[1:], ids[1:], NO_TARGET)
         patches, flow = np.concatenate(self.patches), np.concatenate(self.flows)
-        return Tokens(ids, mode, split, pos, grid, target, time.astype(np.float32), patches.astype(np.float32), flow.astype(np.float32))
+        return Tokens(
+            ids,
+            mode,
+            split,
+            pos,
+            grid,
+            target,
+            time.astype(np.float32),
+            patches.astype(np.float32),
+            flow.astype(np.float32),
+        )
 
 
 def draw_time(random: np.random.Generator, config: TrainConfig) -> float:

@@ -1,0 +1,33 @@
+# make setup   .venv with everything      make demo   the main job on the bundled set
+# make test    checks and all tests       make check  lint, types, import contracts
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: setup demo test check format
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@start=$$(date +%s); \
+	$(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' && \
+	touch $@ && echo "installed in $$(( $$(date +%s) - start )) s" >&2
+
+demo: setup
+	$(BIN)/mmdata demo --out runs/demo $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check mmdata tests benchmarks recipes
+	$(BIN)/ruff check mmdata tests benchmarks recipes
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+format: setup
+	$(BIN)/ruff format mmdata tests benchmarks recipes
+	$(BIN)/ruff check --fix mmdata tests benchmarks recipes

@@ -1,0 +1,53 @@
+"""The fate of every row of a run, with the columns that people ask about."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmdata.engine.keys import plan_keys
+from mmdata.engine.runstore import RunStore, load_generation
+from mmdata.engine.state import State
+from mmdata.engine.view import PartitionView
+from mmdata.schema import ROW
+
+
+def fates(run: RunStore, columns: Sequence[str]) -> pa.Table:
+    """Return one row for each row of the last row space of the newest finished generation.
+
+    Columns are `reason` (null = kept), `stage` (its name) and those asked for; a column that a dropped row never got is
+    null there.
+    """
+    number = run.numbers("manifest")[-1]
+    generation = load_generation(run.url, number)
+    heads = run.read_json(f"manifest/{number}.json")["heads"]
+    keys = plan_keys(generation.plan)
+    names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
+    tables = []
+    for partition, head in zip(generation.partitions, heads, strict=True):
+        view = PartitionView(run, generation.plan, keys, partition)
+        record = run.record(head)
+        assert record is not None
+        state = State.from_bytes(run.state_of(record))
+        table = state.table().filter(pc.equal(state.table().column("space"), state.space))
+        stages = pa.array([names.get(stage) for stage in table.column("stage").to_pylist()], pa.string())
+        found = {"reason": table.column("reason"), "stage": stages}
+        rows = table.column(ROW).to_numpy()
+        found |= {name: _sparse(view, name, rows, state.space) for name in columns}
+        tables.append(pa.table(found))
+    return pa.concat_tables(tables)
+
+
+def _sparse(view: PartitionView, name: str, rows: np.ndarray, space: int) -> pa.ChunkedArray:
+    """Return a column for rows, null where it is not held."""
+    home = view.homes_after(len(view.plan.steps))[name]
+    field = view.plan.fields[name]
+    ancestors = rows >> (20 * (space - view.home_space(home)))
+    held = np.setdiff1d(np.unique(ancestors), view.held(home).missing(np.unique(ancestors)))
+    if not len(held):
+        return pa.nulls(len(rows), field.type)
+    values = view.held(home).take(held, [name]).column(0).combine_chunks()
+    places = np.searchsorted(held, ancestors)
+    inside = (places < len(held)) & (held[np.minimum(places, len(held) - 1)] == ancestors)
+    return values.take(pa.array(np.where(inside, places, 0), mask=~inside))

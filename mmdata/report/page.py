@@ -1,0 +1,119 @@
+"""The run's page: one HTML file with nothing outside it. Every text from the data is escaped."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.5em} h2{font-size:1.15em;margin-top:2em} table{border-collapse:collapse} td,th{padding:.15em .8em;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+.bar{display:inline-block;height:.8em;background:#c96;vertical-align:middle}
+.kept .bar{background:#4a8} .cards{display:flex;flex-wrap:wrap;gap:.8em} .card{width:150px;font-size:12px;color:#555}
+.card img{width:150px;height:150px;object-fit:contain;background:#f4f4f4;display:block} img.sheet{max-width:100%}
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with a line of text."""
+
+    image: np.ndarray
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading and HTML that is already safe."""
+
+    title: str
+    html: str
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write the page."""
+    body = "".join(f"<h2>{escape(section.title)}</h2>{section.html}" for section in sections)
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
+    path.write_text(f"{head}<h1>{escape(title)}</h1>{body}</html>\n", encoding="utf-8")
+
+
+def funnel_html(funnel: dict[str, object], by_stage: Sequence[tuple[str, str, int]]) -> str:
+    """Return the funnel as a table with bars."""
+    rows_in, made, kept = (int(str(funnel[key])) for key in ("rows_in", "made_by_splits", "kept"))
+    total = rows_in + made
+    rows = [("rows in", "", rows_in, "kept"), ("made by splits", "", made, "kept")]
+    rows += [(stage, reason, num, "") for stage, reason, num in by_stage]
+    rows.append(("kept", "", kept, "kept"))
+    return "<table>" + "".join(
+        f"<tr class='{kind}'><td>{escape(stage)}<td>{escape(reason)}<td class=n>{num:,}"
+        f"<td><span class=bar style='width:{300 * num / total:.0f}px'></span> {num / total:.1%}"
+        for stage, reason, num, kind in rows
+    ) + "</table>"  # fmt: skip
+
+
+def cards_html(cards: Sequence[Card]) -> str:
+    """Return pictures in a row, each with its text."""
+    inner = "".join(f"<div class=card><img alt='' src='{data_url(card.image)}'>{escape(card.text)}</div>" for card in cards)
+    return f"<div class=cards>{inner}</div>"
+
+
+def table_html(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table of escaped cells."""
+    top = "".join(f"<th>{escape(name)}" for name in head)
+    return (
+        f"<table><tr>{top}" + "".join("<tr>" + "".join(f"<td>{escape(str(cell))}" for cell in row) for row in rows) + "</table>"
+    )
+
+
+def image_html(path: Path) -> str:
+    """Return a PNG file in the page."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f"<img class=sheet alt='' src='data:image/png;base64,{data}'>"
+
+
+def curves_html(metrics: Path) -> str:
+    """Return the training curves of a `metrics.jsonl`: each loss, with its held-out value."""
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    pairs = (
+        ("text, nats a token", "loss_text", "val_text"),
+        ("image, squared error of the velocity", "loss_image", "val_image"),
+    )
+    return "".join(_curve(records, *pair) for pair in pairs)
+
+
+def _curve(records: list[dict[str, float]], label: str, train: str, held_out: str) -> str:
+    width, height = 520, 220
+    lines = {name: [(r["step"], r[name]) for r in records if name in r] for name in (train, held_out)}
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return ""
+    last, top = max(step for step, _ in points), max(value for _, value in points)
+    paths = ""
+    for color, line in zip(("#c96", "#247"), lines.values(), strict=True):
+        path = " ".join(
+            f"{50 + (width - 60) * step / last:.1f},{height - 25 - (height - 45) * value / top:.1f}" for step, value in line
+        )
+        paths += f"<polyline fill=none stroke='{color}' stroke-width=1.5 points='{path}'/>"
+    ends = ", ".join(f"{name} {line[-1][1]:.3f}" for name, line in lines.items() if line)
+    return (
+        f"<svg width={width} height={height} role=img><text x=50 y=14 font-size=12>{escape(label)}: {escape(ends)}</text>"
+        f"<path stroke='#999' fill=none d='M50 20 V{height - 25} H{width - 10}'/>"
+        f"<text x=5 y=26 font-size=11>{top:.2f}</text><text x=25 y={height - 25} font-size=11>0</text>"
+        f"<text x={width - 50} y={height - 8} font-size=11>{last:.0f}</text>{paths}</svg>"
+    )
+
+
+def data_url(image: np.ndarray) -> str:
+    """Return an image, (H, W, 3) uint8, as a data URL of a small JPEG."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((150, 150))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
