@@ -1,0 +1,57 @@
+"""What the tests share: the demo's server, one Ray cluster, and small real images."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdata.demo import DemoServer, serving
+from mmdata.engine import Executor
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAILPOINT", raising=False)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[DemoServer]:
+    """The demo's server on loopback."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ray_executor() -> Iterator[Executor]:
+    """One Ray cluster for all tests; it takes seconds to start."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from mmdata.executors import open_executor
+
+    executor = open_executor("ray", workers=2)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def gradient() -> np.ndarray:
+    """A picture whose every pixel says where it is, (60, 90, 3) uint8."""
+    y, x = np.mgrid[0:60, 0:90]
+    return np.stack([x * 2, y * 4, (x + y)], -1).astype(np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """Encode pixels in a format."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_yaml(folder: Path, text: str, name: str = "plan.yaml") -> Path:
+    """Write a YAML file and return its path."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
