@@ -1,0 +1,59 @@
+"""Same plan, same inputs, same seed: same bytes, on every executor, killed at any point or not."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdata.demo import DemoServer
+from mmdata.engine import Executor
+from mmdata.executors import ProcessExecutor
+from tests.flow.conftest import Undisturbed
+from tests.flow.small import corpus_digest, run_small, small_plan, write_small
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_give_the_same_bytes(tmp_path: Path, server: DemoServer, undisturbed: Undisturbed, workers: int) -> None:
+    executor = ProcessExecutor(workers)
+    try:
+        result = run_small(small_plan(tmp_path), tmp_path / "run", executor, server)
+    finally:
+        executor.close()
+    assert corpus_digest(tmp_path / "run") == undisturbed.digest
+    assert result.funnel == undisturbed.result.funnel
+
+
+def test_ray_gives_the_same_bytes(tmp_path: Path, server: DemoServer, undisturbed: Undisturbed, ray_executor: Executor) -> None:
+    result = run_small(small_plan(tmp_path), tmp_path / "run", ray_executor, server)
+    assert corpus_digest(tmp_path / "run") == undisturbed.digest
+    assert result.funnel == undisturbed.result.funnel
+
+
+def run_command(folder: Path, server: DemoServer, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-c", "from mmdata.cli.main import main; main()", "run", "plan.yaml", "--run-dir", "run",
+        "--executor", "serial", "--allow", server.allow[0],
+    ]  # fmt: skip
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False
+    )  # fmt: skip
+
+
+# The small plan passes about 115 commit steps; the seed says at which of them the driver is killed.
+KILLS = sorted(random.Random(7).sample(range(1, 110), 10))
+
+
+@pytest.mark.parametrize("nth", KILLS)
+def test_a_killed_driver_run_again_gives_the_same_bytes(
+    tmp_path: Path, server: DemoServer, undisturbed: Undisturbed, nth: int
+) -> None:
+    write_small(tmp_path)
+    killed = run_command(tmp_path, server, FAILPOINT=f"any:{nth}:kill")
+    assert killed.returncode == -9, killed.stderr
+    finished = run_command(tmp_path, server)
+    assert finished.returncode == 0, finished.stderr
+    assert corpus_digest(tmp_path / "run") == undisturbed.digest
+    assert not list((tmp_path / "run").rglob(".tmp-*"))
