@@ -245,14 +245,16 @@ class ObjectStore(Store):
         return ObjectStore(f"{self.url.rstrip('/')}/{name}")
 
 
-@cache
 def open_store(url: str) -> Store:
     """Return the store of a folder: a local path, or any URL that fsspec knows."""
-    if "://" not in url:
-        return LocalStore(str(Path(url).absolute()))
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    return LocalStore(str(Path(url).absolute())) if "://" not in url else _open_remote(url)
+
+
+@cache
+def _open_remote(url: str) -> Store:
     scheme = url.split("://", 1)[0]
-    if scheme == "file":
-        return LocalStore(url.removeprefix("file://"))
     try:
         return ObjectStore(url)
     except (ImportError, ValueError) as error:

@@ -43,7 +43,9 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
 
 def sizes(rows: list[tuple[int, int, int]]) -> pa.Table:
     split, order, size = zip(*rows, strict=True)
-    return pa.table({"split": pa.array(split, pa.int32()), "order": pa.array(order, pa.uint64()), "bytes": pa.array(size, pa.int64())})
+    return pa.table(
+        {"split": pa.array(split, pa.int32()), "order": pa.array(order, pa.uint64()), "bytes": pa.array(size, pa.int64())}
+    )
 
 
 def test_borders_follow_from_sizes() -> None:

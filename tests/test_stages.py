@@ -85,9 +85,7 @@ def test_clip_score_gives_no_score_without_a_caption(ctx: WorkerContext) -> None
     assert table.column(OUTCOME).to_pylist() == [None, None, None]
 
 
-ROWS = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from([0.1, 0.2, None]), st.integers(0, 3)), min_size=1, max_size=12
-)
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.1, 0.2, None]), st.integers(0, 3)), min_size=1, max_size=12)
 
 
 def duplicates(rows: list[tuple[str, float | None, int]], order: list[int]) -> list[dict[str, object]]:

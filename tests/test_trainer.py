@@ -301,7 +301,10 @@ def test_the_tokenizer_gives_texts_back(tokenizer: Tokenizer) -> None:
         ("name: t\ncorpus: x\nimage: {objective: ar}\n", r"c.yaml:3: `image.objective`: Input should be 'flow'"),
         ("name: t\ncorpus: x\nimage: {size: 30, patch: 4}\n", r"c.yaml:3: `image`: `size` 30 is no multiple of `patch` 4"),
         ("name: t\ncorpus: x\nnoise_isolated: false\n", r"c.yaml:1: `TrainConfig`: `layout.clean_copy` is for isolated noise"),
-        ("name: t\ncorpus: x\noptim:\n  stepz: 4\n", r"c.yaml:4: `trainconfig` has no key `optim.stepz`[\s\S]*did you mean `steps`"),
+        (
+            "name: t\ncorpus: x\noptim:\n  stepz: 4\n",
+            r"c.yaml:4: `trainconfig` has no key `optim.stepz`[\s\S]*did you mean `steps`",
+        ),
     ],
 )
 def test_wrong_configs_name_their_line(text: str, message: str) -> None:

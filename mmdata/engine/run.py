@@ -19,6 +19,7 @@ from mmdata.engine.runstore import Generation, Partition, RunStore
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Executor
 from mmdata.errors import ConfigError
+from mmdata.net import Guard
 from mmdata.plan import Plan
 from mmdata.shards.manifest import Finish
 from mmdata.stages.verbs import GlobalFilter, SourceSlice
@@ -60,6 +61,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.plan.check()
+        Guard(self.allow)  # refuses what is no allowance
         self.run = RunStore(self.url)
         self._refuse_foreign()
 

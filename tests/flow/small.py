@@ -73,5 +73,3 @@ def corpus_digest(run_dir: Path) -> str:
     assert any(path.suffix == ".tar" for path in files)
     lines = [f"{path.relative_to(corpus)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-

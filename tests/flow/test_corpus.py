@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmdata.engine import RunStore
 from mmdata.loader import read_sample
 from mmdata.report.fates import fates
-from mmdata.engine import RunStore
 from mmdata.shards import open_corpus
 from mmdata.storage import digest_file
 from tests.flow.conftest import Undisturbed
