@@ -1,5 +1,7 @@
 """Each stage on the smallest possible input."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,12 +25,12 @@ def ctx() -> WorkerContext:
     return WorkerContext(open_store("."))
 
 
-def batch(images: list[np.ndarray] | None = None, **columns: list[object]) -> Batch:
+def batch(images: list[np.ndarray] | None = None, **columns: Sequence[object]) -> Batch:
     num = len(next(iter(columns.values())))
     return Batch(pa.table({ROW: list(range(num)), **columns}), images or [])
 
 
-def reasons(stage: Filter, ctx: WorkerContext, **columns: list[object]) -> list[str | None]:
+def reasons(stage: Filter, ctx: WorkerContext, **columns: Sequence[object]) -> list[str | None]:
     found: list[str | None] = stage.open(ctx)(batch(**columns)).column("reason").to_pylist()
     return found
 

@@ -73,6 +73,7 @@ def batch_of(rows: list[list[Tokens]]) -> Batch:
 
 
 def hidden(model: Transformer, batch: Batch) -> torch.Tensor:
+    out: torch.Tensor
     out, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
     return out
 
@@ -123,9 +124,10 @@ def test_length_bounds_what_is_laid_out(tokenizer: Tokenizer, order: str) -> Non
 
 
 def test_a_dropped_caption_is_null_and_not_learnt(tokenizer: Tokenizer) -> None:
-    blocks = [tokenizer.encode("a red bar"), to_patches(draw("red", "bar"), config())]
+    words = tokenizer.encode("a red bar")
+    blocks: list[list[int] | np.ndarray] = [words, to_patches(draw("red", "bar"), config())]
     tokens = sequencer(tokenizer).lay_out(blocks, drop_text=True, noise=keyed(0))
-    num = len(blocks[0])
+    num = len(words)
     assert tokens.ids_T[1 : num + 1].tolist() == [NULL] * num
     assert tokens.target_T[:num].tolist() == [NO_TARGET] * num
     assert (tokens.mode_T == NOISE).any()

@@ -19,6 +19,7 @@ from mmdata.schema import BASE_FIELDS, CAPTION, OUTCOME
 
 MAX_TEXT_BYTES = 64 * 1024
 _HEX32 = re.compile(r"[0-9a-f]{32}")
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
 class Origin(NamedTuple):
@@ -105,7 +106,7 @@ def clean_text(text: str | None) -> str | None:
 
 
 def _plausible(url: str | None) -> bool:
-    return bool(url) and not any(ord(char) < 33 or ord(char) == 127 for char in url or "")
+    return bool(url) and _CONTROL.search(url or "") is None
 
 
 def _sample_ids(raw: pa.Table, parts: dict[str, str], origin: Origin) -> list[str]:
