@@ -31,7 +31,7 @@ def batch(images: list[np.ndarray] | None = None, **columns: Sequence[object]) -
 
 
 def reasons(stage: Filter, ctx: WorkerContext, **columns: Sequence[object]) -> list[str | None]:
-    found: list[str | None] = stage.open(ctx)(batch(**columns)).column("reason").to_pylist()
+    found: list[str | None] = stage.open(ctx)(batch(None, **columns)).column("reason").to_pylist()
     return found
 
 
