@@ -21,7 +21,7 @@ from mmdata.trainer.checkpoint import latest, open_checkpoint
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.objectives import loss_sums, velocity_to_clean, weighted
 from mmdata.trainer.sampler import Reader, integrate, write_image, write_text
-from mmdata.trainer.sequence import CAUSAL, FULL, NO_TARGET, NOISE, Sequencer, Tokens, draw_time, from_patches, to_patches
+from mmdata.trainer.sequence import CAUSAL, EDGE, FULL, NO_TARGET, NOISE, Sequencer, Tokens, draw_time, from_patches, to_patches
 from tests.corpus import draw, make_corpus
 
 
@@ -32,7 +32,7 @@ def _one_thread() -> None:
 
 def config(**changes: object) -> TrainConfig:
     base = {
-        "name": "t", "corpus": ".", "image": {"size": 8, "patch": 4}, "model": {"width": 32, "layers": 2, "heads": 2},
+        "name": "t", "corpus": ".", "image": {"size": 8, "patch": 4}, "model": {"width": 48, "layers": 2, "heads": 2},
         "layout": {"row_tokens": 96}, "text": {"vocab": 320}, "threads": 1,
     }  # fmt: skip
     return TrainConfig.model_validate(base | changes)
@@ -84,12 +84,13 @@ def test_the_mask_is_the_formula() -> None:
         num = int(random.integers(1, 14))
         doc = np.sort(random.integers(0, 3, num))
         split = np.cumsum(random.integers(0, 2, num)) + 100 * doc
-        mode = random.integers(0, 3, num)
+        mode = random.integers(0, 4, num)
         found = attention_mask(doc, split, mode)
         for q, k in itertools.product(range(num), repeat=2):
-            same = split[q] == split[k] and mode[q] != CAUSAL and mode[k] != CAUSAL
+            same = split[q] == split[k] and mode[q] in (FULL, NOISE) and mode[k] in (FULL, NOISE)
             noise = mode[k] == NOISE and not (split[q] == split[k] and mode[q] == NOISE)
-            expected = q == k or (doc[q] == doc[k] and (q >= k or same) and not noise)
+            edge = mode[k] == EDGE and split[q] != split[k]
+            expected = q == k or (doc[q] == doc[k] and (q >= k or same) and not noise and not edge)
             assert found[q, k] == expected
 
 
@@ -178,6 +179,25 @@ def test_cached_is_as_uncached(tokenizer: Tokenizer, model: Transformer) -> None
         assert (whole[first + place] - found).abs().max() < 1e-12
 
 
+def test_text_after_a_generated_image_is_as_sampling_sees_it(tokenizer: Tokenizer, model: Transformer) -> None:
+    tokens = lay_out(tokenizer, "tit")
+    whole = model.text_head(hidden(model, batch_of([[tokens]])))[0]
+    reader = Reader(model)
+    reader.text([BOS, *tokenizer.encode("a red 0")])
+    logits = [reader.image(torch.from_numpy(to_patches(draw("red", "bar"), config())).double())]
+    logits += [reader.text([index]) for index in tokenizer.encode("a red 2")]
+    clean_eoi = int(np.flatnonzero(tokens.ids_T == EOI)[-1])
+    for place, found in enumerate(logits):
+        assert (whole[clean_eoi + place] - found).abs().max() < 1e-12
+
+
+def test_the_end_of_a_noisy_copy_predicts_nothing(tokenizer: Tokenizer) -> None:
+    tokens = lay_out(tokenizer, "tit")
+    noisy_eoi, clean_eoi = np.flatnonzero(tokens.ids_T == EOI)
+    assert tokens.target_T[noisy_eoi] == NO_TARGET
+    assert tokens.target_T[clean_eoi] == tokenizer.encode("a red 2")[0]
+
+
 def test_a_stale_cache_is_noticed(tokenizer: Tokenizer, model: Transformer) -> None:
     patches = torch.from_numpy(to_patches(draw("red", "bar"), config())).double()
     found = []
@@ -188,11 +208,15 @@ def test_a_stale_cache_is_noticed(tokenizer: Tokenizer, model: Transformer) -> N
     assert (found[0] - found[1]).abs().max() > 1e-3
 
 
-def test_the_velocity_while_sampling_is_that_of_training(tokenizer: Tokenizer, model: Transformer) -> None:
+@pytest.mark.parametrize("predict", ["velocity", "clean"])
+def test_the_velocity_while_sampling_is_that_of_training(tokenizer: Tokenizer, model: Transformer, predict: str) -> None:
+    model.config = config(image={"size": 8, "patch": 4, "predict": predict})
     tokens = lay_out(tokenizer, "ti")
     noisy = tokens.mode_T == NOISE
     batch = batch_of([[tokens]])
-    trained = model.patch_out(hidden(model, batch))[0, : len(tokens)][torch.from_numpy(noisy)]
+    trained = model.velocity(
+        hidden(model, batch)[batch.noisy_BL], batch.patches_BLP[batch.noisy_BL], batch.time_BL[batch.noisy_BL]
+    )
     reader = Reader(model)
     reader.text([BOS, *tokenizer.encode("a red 0")])
     reader.text([BOI], pos=reader.pos)
@@ -302,6 +326,7 @@ def test_the_tokenizer_gives_texts_back(tokenizer: Tokenizer) -> None:
         ("name: t\ncorpus: x\nmask: full\n", r"c.yaml:3: `mask`: Input should be 'span_bidir' or 'causal'"),
         ("name: t\ncorpus: x\nimage: {objective: ar}\n", r"c.yaml:3: `image.objective`: Input should be 'flow'"),
         ("name: t\ncorpus: x\nimage: {size: 30, patch: 4}\n", r"c.yaml:3: `image`: `size` 30 is no multiple of `patch` 4"),
+        ("name: t\ncorpus: x\nimage: {patch: 8}\n", r"`image.patch` 8 makes 192 numbers a patch, above `model.width` 128"),
         ("name: t\ncorpus: x\nnoise_isolated: false\n", r"c.yaml:1: `TrainConfig`: `layout.clean_copy` is for isolated noise"),
         (
             "name: t\ncorpus: x\noptim:\n  stepz: 4\n",

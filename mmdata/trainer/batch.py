@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdata.text.tokenizer import PAD
-from mmdata.trainer.sequence import CAUSAL, NO_TARGET, NOISE, PADDING_DOC, Tokens
+from mmdata.trainer.sequence import CAUSAL, EDGE, FULL, NO_TARGET, NOISE, PADDING_DOC, Tokens
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def attention_mask(
 ) -> np.ndarray:
     """Return who attends to whom, (L, L) bool: [q, k].
 
-    Same document, and causal or within one image; noise is seen by its own segment alone. From BAGEL; without noise
-    segments it is Transfusion's mask. Padding sees itself.
+    Same document, and causal or within one image; noise is seen by its own segment alone, and so are the edges of a noisy
+    image that a clean copy follows. From BAGEL; without noise segments it is Transfusion's mask. Padding sees itself.
     """
     num = len(doc_L)
     place = np.arange(num)
@@ -70,10 +70,12 @@ def attention_mask(
     same_split = split_L[:, None] == split_L[None, :]
     causal = place[:, None] >= place[None, :]
     # Patches of one image are one segment; its boi and eoi share the number but are causal.
-    within = same_split & (mode_L[:, None] != CAUSAL) & (mode_L[None, :] != CAUSAL)
+    patch_L = (mode_L == FULL) | (mode_L == NOISE)
+    within = same_split & patch_L[:, None] & patch_L[None, :]
     allowed = same_doc & (causal | within) if bidirectional else same_doc & causal
     if isolated:
         allowed &= ~((mode_L[None, :] == NOISE) & ~(same_split & (mode_L[:, None] == NOISE)))
+        allowed &= ~((mode_L[None, :] == EDGE) & ~same_split)
     result: np.ndarray = allowed | (place[:, None] == place[None, :])
     return result
 

@@ -34,9 +34,14 @@ class ReprConfig(Model):
 
 
 class ImageConfig(Model):
-    """Images: flow matching on patches of pixels in [-1, 1]."""
+    """Images: flow matching on patches of pixels in [-1, 1].
+
+    `predict` is what the head gives: the velocity, or the clean patch that the velocity follows from (the loss is the
+    velocity's either way).
+    """
 
     objective: Literal["flow"] = "flow"
+    predict: Literal["velocity", "clean"] = "velocity"
     repr: ReprConfig = ReprConfig()
     size: Positive = 32
     patch: Positive = 4
@@ -160,6 +165,11 @@ class TrainConfig(Model):
     def _rules(self) -> Self:
         if not self.noise_isolated and self.layout.clean_copy:
             raise ValueError("`layout.clean_copy` is for isolated noise: set `noise_isolated: true`, or drop the copy")
+        if self.image.patch_dim > self.model.width:
+            raise ValueError(
+                f"`image.patch` {self.image.patch} makes {self.image.patch_dim} numbers a patch, above `model.width` "
+                f"{self.model.width}: velocities of that rank cannot be predicted; use smaller patches or a wider model"
+            )
         if self.optim.rows % self.optim.micro_rows:
             raise ValueError("`optim.rows` must be a multiple of `optim.micro_rows`")
         return self

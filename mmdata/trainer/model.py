@@ -16,6 +16,7 @@ from torch.nn import functional
 from mmdata.trainer.config import TrainConfig
 
 TIME_DIM = 64
+MIN_TIME = 0.05
 
 
 @dataclass
@@ -105,6 +106,16 @@ class Transformer(nn.Module):
             seen.keys.append(keys)
             seen.values.append(values)
         return self.norm(x), seen
+
+    def velocity(self, hidden_ND: Tensor, patches_NP: Tensor, time_N: Tensor) -> Tensor:
+        """Return the velocities of patches at noise times, (N, P).
+
+        x_t = (1 - t) x + t e and v = e - x give v = (x_t - x) / t for a head that predicts x; t is held above 0.05 there.
+        """
+        out: Tensor = self.patch_out(hidden_ND)
+        if self.config.image.predict == "velocity":
+            return out
+        return (patches_NP - out) / time_N[:, None].clamp(min=MIN_TIME)
 
     def _enter(self, ids_BL: Tensor, patches_BLP: Tensor, grid_BL: Tensor, time_BL: Tensor) -> Tensor:
         image = (grid_BL >= 0)[..., None]

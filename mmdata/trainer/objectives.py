@@ -30,8 +30,9 @@ def loss_sums(model: Transformer, batch: Batch) -> Sums:
     hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
     told = batch.target_BL != NO_TARGET
     # A batch without text or without noise still touches both heads, so that gradients are zero and never absent.
-    logits = model.text_head(hidden[told]) if bool(told.any()) else model.text_head(hidden[:1, :1].flatten(0, 1))
-    velocity = model.patch_out(hidden[batch.noisy_BL]) if batch.num_image else model.patch_out(hidden[:1, :1].flatten(0, 1))
+    logits = model.text_head(hidden[told if bool(told.any()) else _first(told)])
+    noisy = batch.noisy_BL if batch.num_image else _first(batch.noisy_BL)
+    velocity = model.velocity(hidden[noisy], batch.patches_BLP[noisy], batch.time_BL[noisy])
     if bool(told.any()):
         text = functional.cross_entropy(logits, batch.target_BL[told], reduction="sum")
         z = torch.logsumexp(logits, -1).square().sum()
@@ -39,6 +40,13 @@ def loss_sums(model: Transformer, batch: Batch) -> Sums:
         text = z = 0 * logits.sum()
     image = (velocity - batch.flow_BLP[batch.noisy_BL]).square().mean(-1).sum() if batch.num_image else 0 * velocity.sum()
     return Sums(text, z, image)
+
+
+def _first(flags_BL: Tensor) -> Tensor:
+    """Return flags that name the first token alone."""
+    first = torch.zeros_like(flags_BL)
+    first[0, 0] = True
+    return first
 
 
 def weighted(sums: Sums, num_text: int, num_image: int, config: TrainConfig) -> Tensor:

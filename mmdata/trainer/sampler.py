@@ -1,7 +1,7 @@
 """Sampling both ways, over one cache of what has been read.
 
-Image: Euler or Heun from noise to image along the predicted velocity, with guidance; the prompt is read once. After the
-last step the clean image is read into the cache, so that text after it sees what training showed it (BAGEL).
+Image: Euler or Heun from noise to image along the predicted velocity, with guidance; the prompt is read once. Whoever goes
+on after an image reads it clean (`Reader.image`), so that text after it sees what training showed it (BAGEL).
 Text: one token at a time until eos.
 """
 
@@ -59,8 +59,7 @@ class Reader:
         )  # fmt: skip
         if keep:
             self.cache, self.length = cache, self.length + num
-        velocity: Tensor = self.model.patch_out(hidden[0])
-        return velocity
+        return self.model.velocity(hidden[0], patches_NP, torch.full((num,), time, dtype=self._dtype))
 
     def image(self, patches_NP: Tensor) -> Tensor:
         """Read a clean image span (boi, patches, eoi); return the logits after it."""

@@ -1,8 +1,9 @@
 """From a sample to tokens: segments in order, and the arrays that a packed row is made of.
 
-A segment has a mode: CAUSAL text, FULL image (clean), NOISE image (at time t). Positions: a text token advances by one, an
-image span (boi, patches, eoi) shares one position and a 2-D table tells its patches apart; the noisy copy does not advance,
-so sampling, where the clean image takes its place, sees the same positions. Sources of the rules: BAGEL, Transfusion.
+A segment has a mode: CAUSAL text, FULL image (clean), NOISE image (at time t). The boi and eoi of a noisy image that a clean
+copy follows are EDGE: causal, and seen by their own image alone, since sampling has them once. Positions: a text token
+advances by one, an image span (boi, patches, eoi) shares one position and a 2-D table tells its patches apart; the noisy copy
+does not advance, so sampling, where the clean image takes its place, sees the same positions. Sources: BAGEL, Transfusion.
 
 Axes: T tokens, P numbers in a patch.
 """
@@ -16,7 +17,7 @@ from mmdata.loader import Sample, keyed
 from mmdata.text.tokenizer import BOI, BOS, EOI, EOS, NULL, Tokenizer
 from mmdata.trainer.config import TrainConfig
 
-CAUSAL, FULL, NOISE = 0, 1, 2
+CAUSAL, FULL, NOISE, EDGE = 0, 1, 2, 3
 NO_TARGET = -1
 PADDING_DOC = -1
 
@@ -25,7 +26,7 @@ PADDING_DOC = -1
 class Tokens:
     """The tokens of one sample.
 
-    ids_T      text ids; 0 for a patch            mode_T    CAUSAL, FULL or NOISE
+    ids_T      text ids; 0 for a patch            mode_T    CAUSAL, FULL, NOISE or EDGE
     split_T    number of the segment              pos_T     position id
     grid_T     place in the image, -1 for text    target_T  id to be predicted here, or -1
     time_T     noise time of a patch, 0 = clean   patches_TP  input patch (noised where NOISE), 0 for text
@@ -79,11 +80,12 @@ class Sequencer:
         told = False
         for place, block in enumerate(blocks):
             if isinstance(block, np.ndarray):
-                last = place == len(blocks) - 1
-                generate = told and noise is not None
-                if generate:
-                    builder.image(block, noise)
-                if not generate or (self.config.layout.clean_copy and not last):
+                copied = self.config.layout.clean_copy and place < len(blocks) - 1
+                if told and noise is not None:
+                    builder.image(block, noise, copied=copied)
+                    if copied:
+                        builder.image(block, None, again=True)
+                else:
                     builder.image(block, None)
             else:
                 dropped = drop_text and place == 0 and len(blocks) == 2
@@ -116,22 +118,25 @@ class _Builder:
             self.pos += 1
         self.split += 1
 
-    def image(self, clean_NP: np.ndarray, noise: np.random.Generator | None) -> None:
+    def image(
+        self, clean_NP: np.ndarray, noise: np.random.Generator | None, *, copied: bool = False, again: bool = False
+    ) -> None:
+        """Append an image span: `copied` if its clean copy follows, `again` if it is that copy."""
         noisy = noise is not None
         time = draw_time(noise, self.config) if noise is not None else 0.0
         eps_NP = noise.standard_normal(clean_NP.shape, dtype=np.float32) if noise is not None else np.zeros_like(clean_NP)
-        self._token(BOI, self.pos, True)
+        edge = EDGE if copied else CAUSAL
+        self._token(BOI, self.pos, not again, edge)  # the copy's boi follows the noisy eoi, which predicts nothing
         mode = NOISE if noisy else FULL
         self.rows += [(0, mode, self.split, self.pos, place, False, time) for place in range(len(clean_NP))]
         self.patches.append((1 - time) * clean_NP + time * eps_NP)
         self.flows.append(eps_NP - clean_NP)
-        self._token(EOI, self.pos, True)
-        # The noisy copy holds no position of its own if the clean one is to follow.
-        self.pos += 1 if not noisy or not self.config.layout.clean_copy else 0
+        self._token(EOI, self.pos, True, edge)
+        self.pos += 0 if copied else 1  # the clean copy takes the noisy one's position
         self.split += 1
 
-    def _token(self, index: int, pos: int, loss: bool) -> None:
-        self.rows.append((index, CAUSAL, self.split, pos, -1, loss, 0.0))
+    def _token(self, index: int, pos: int, loss: bool, mode: int = CAUSAL) -> None:
+        self.rows.append((index, mode, self.split, pos, -1, loss, 0.0))
         self.patches.append(np.zeros((1, self.config.image.patch_dim), np.float32))
         self.flows.append(np.zeros((1, self.config.image.patch_dim), np.float32))
 
