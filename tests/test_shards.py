@@ -95,7 +95,8 @@ def test_the_img2dataset_layout(tmp_path: Path) -> None:
         record = json.loads(tar.extractfile("0000300.json").read())  # type: ignore[union-attr]
     assert names == ["0000300.jpg", "0000300.json", "0000300.txt", "0000302.jpg", "0000302.json", "0000302.txt"]
     assert list(record) == [
-        "caption", "url", "key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256",
+        "caption", "url", "key", "status", "error_message", "width", "height", "original_width", "original_height",
+        "exif", "sha256",
     ]  # fmt: skip
     table = pq.read_table(tmp_path / "run/download/00003.parquet")
     assert table.column("status").to_pylist() == ["success", "failed_to_download", "success"]
