@@ -157,6 +157,7 @@ class TrainConfig(Model):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Positive = 200
     eval_every: Positive = 100

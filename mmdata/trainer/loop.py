@@ -186,6 +186,8 @@ class _Log:
             self.last = now
             done = record["step"] - self.first
             left = seconds / done * (self.total - record["step"])
+            status = {"step": record["step"], "of": self.total, "tokens_per_s": round(rate, 1), "seconds_left": round(left, 1)}
+            (self.path.parent / "status.json").write_text(json.dumps(status), encoding="utf-8")
             sys.stderr.write(
                 f"train: step {record['step']:.0f} of {self.total} ({record['step'] / self.total:.0%}), text "
                 f"{record['loss_text']:.3f}, image {record['loss_image']:.4f}, {rate:,.0f} tokens/s, {left:.0f} s left\n"

@@ -33,6 +33,14 @@ class Cache:
         return torch.cat([self.keys[layer], key], 2), torch.cat([self.values[layer], value], 2)
 
 
+class Norm(nn.RMSNorm):
+    """RMSNorm in the precision of what comes in: under autocast its weights would otherwise stay behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised input."""
+        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Attention with a boolean mask."""
 
@@ -43,8 +51,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         head = width // heads
-        self.q_norm = nn.RMSNorm(head) if config.model.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head) if config.model.qk_norm else nn.Identity()
+        self.q_norm = Norm(head) if config.model.qk_norm else nn.Identity()
+        self.k_norm = Norm(head) if config.model.qk_norm else nn.Identity()
 
     def forward(self, x_BLD: Tensor, pos_BL: Tensor, mask_BLK: Tensor, cache: Cache, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output, (B, L, D), and all keys and values seen, (B, H, K, E)."""
@@ -63,7 +71,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.model.width
         hidden = int(config.model.ffn_mult * width)
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = Norm(width), Norm(width)
         self.attention = Attention(config)
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
@@ -88,7 +96,7 @@ class Transformer(nn.Module):
         self.place = nn.Embedding(config.image.grid**2, width)
         self.time = nn.Sequential(nn.Linear(TIME_DIM, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.model.layers))
-        self.norm = nn.RMSNorm(width)
+        self.norm = Norm(width)
         self.text_head = nn.Linear(width, vocab, bias=False)
         self.patch_out = nn.Linear(width, dim)
         self.apply(_init)

@@ -27,7 +27,11 @@ class Sums:
 
 def loss_sums(model: Transformer, batch: Batch) -> Sums:
     """Run the model over a batch and sum each family's losses."""
-    hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
+    # Matrix products may run in bfloat16; logits, velocities and sums are float32 or wider in any case.
+    low = model.config.precision == "bfloat16"
+    with torch.autocast(batch.ids_BL.device.type, dtype=torch.bfloat16, enabled=low):
+        hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
+    hidden = hidden.float() if low else hidden
     told = batch.target_BL != NO_TARGET
     # A batch without text or without noise still touches both heads, so that gradients are zero and never absent.
     logits = model.text_head(hidden[told if bool(told.any()) else _first(told)])

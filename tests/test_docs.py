@@ -1,0 +1,50 @@
+"""What the documents show is what is there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.config import parse_yaml
+from mmdata.plan import parse_plan
+from mmdata.schema import ROW
+from mmdata.stages.verbs import Batch, Map, WorkerContext
+from mmdata.storage import open_store
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(name: str, kind: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_readme_shows_the_demos_plan() -> None:
+    assert blocks("README.md", "yaml")[0] == (ROOT / "pipelines/demo.yaml").read_text(encoding="utf-8")
+
+
+def test_the_example_stage_works() -> None:
+    space: dict[str, object] = {"__name__": "example"}
+    exec(blocks("docs/adding-a-stage.md", "python")[0], space)
+    stage = space["Brightness"]()  # type: ignore[operator]
+    assert isinstance(stage, Map)
+    batch = Batch(pa.table({ROW: [0]}), [np.full((2, 2, 3), 7, np.uint8)])
+    assert stage.open(WorkerContext(open_store(".")))(batch).to_pylist() == [{"brightness": 7.0}]
+
+
+def test_the_readmes_own_list_is_a_plan() -> None:
+    text = (ROOT / "pipelines/demo.yaml").read_text(encoding="utf-8")
+    text = text.replace(
+        "file: mmdata/demo/data/catalog.yaml, entry: pairs, partition_rows: 128", "file: catalogs/web.yaml, entry: own"
+    )
+    text = re.sub(r".*entry: documents.*\n", "", text).replace("name: demo", "name: own")
+    plan = parse_plan(parse_yaml(text, "own.yaml"), ROOT)
+    assert plan.name == "own"
+    assert [source.label() for source in plan.source] == ["catalog:own"]
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "docs/run-folder.md", "docs/adding-a-stage.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert "://" in target or ((ROOT / name).parent / target).exists(), f"{name}: {target}"
