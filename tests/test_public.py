@@ -8,7 +8,6 @@ import mmdata
 from mmdata.errors import ConfigError, MmdataError, RecordError
 
 ROOT = Path(__file__).parent.parent
-MAX_MIB = 15
 
 
 def test_every_listed_name_is_there_and_no_other() -> None:
@@ -34,12 +33,6 @@ def test_errors_cross_processes_whole() -> None:
     assert isinstance(again, RecordError)
     assert (again.message, again.hint, again.outcome) == ("bad", "look", "tls")
     assert str(ConfigError("what", hint="do")) == "what\n  hint: do"
-
-
-def test_bundled_data_stays_small() -> None:
-    for folder in ("mmdata/demo/data", "mmdata/models/tiny_clip"):
-        size = sum(path.stat().st_size for path in (ROOT / folder).rglob("*") if path.is_file())
-        assert size <= MAX_MIB << 20, folder
 
 
 def test_no_file_of_ours_unpickles() -> None:

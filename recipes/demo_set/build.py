@@ -39,6 +39,7 @@ class Row(TypedDict):
     group: NotRequired[str]  # path of the picture this one is a copy of
     true_text: NotRequired[str]
     language: NotRequired[str]
+    slow: NotRequired[bool]  # the server answers late
 
 
 class Picture(NamedTuple):
@@ -135,7 +136,11 @@ def broken_rows(pictures: Sequence[Picture], files: dict[str, bytes]) -> Iterato
             if kind in edits:
                 files[picture.path] = edits[kind](picture.content)
             row = row_of(picture.path, kind, wrong_texts.get(kind, true_text))
-            yield {**row, "true_text": true_text} if kind in wrong_texts else row
+            if kind in wrong_texts:
+                row["true_text"] = true_text
+            if kind == "slow":
+                row["slow"] = True
+            yield row
     files["images/huge.png"] = encode.huge_png()
     yield row_of("images/huge.png", "huge_png", "A black band across a white poster")
 

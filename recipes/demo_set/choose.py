@@ -7,9 +7,11 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import polars as pl
+from timm.data.imagenet_info import ImageNetInfo
 
 from recipes.tiny_clip.openclipart import Clip, caption, num_words, read_table, rows
 
@@ -41,6 +43,13 @@ UNWANTED_WORDS = frozenset(
     )
 )
 """Nothing in a demo should distract from what it shows."""
+
+
+EMPTY_WORDS = frozenset({"and", "card", "flag", "icon", "music", "open", "people", "shape", "sign", "simple", "the"})
+"""Nouns, or words in names of nouns, that do not say what a picture shows."""
+
+
+NUM_SYNSETS = 21_841
 
 
 def draw(*parts: str) -> int:
@@ -77,8 +86,23 @@ def is_fit(clip: Clip) -> bool:
         and not any(name in clip["author"].lower() for name in FOREIGN_AUTHORS)
         and not clip["path"].startswith(LEFT_OUT_FOLDERS)
         and not words_of(clip) & UNWANTED_WORDS
+        and ("flags/" in clip["path"] or has_noun(caption(clip)))
         and ("flags/" in clip["path"] or not words_of(clip) & FOREIGN_WORDS)
     )
+
+
+def has_noun(text: str) -> bool:
+    """Tell whether a text holds a noun of WordNet: "klipper" and "rnd rectg" describe nothing to a stranger."""
+    words = set(re.findall(r"[a-z]{3,}", text.lower()))
+    return bool(((words | {word.removesuffix("s") for word in words}) - EMPTY_WORDS) & nouns())
+
+
+@cache
+def nouns() -> set[str]:
+    """Return the words in the names of ImageNet's 21,841 classes, which are WordNet's nouns for things one can see."""
+    info = ImageNetInfo("imagenet-22k")
+    names = (info.index_to_description(index) for index in range(NUM_SYNSETS))
+    return {word for name in names for word in re.findall(r"[a-z]{3,}", name.lower())}
 
 
 def words_of(clip: Clip) -> set[str]:

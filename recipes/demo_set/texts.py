@@ -48,7 +48,7 @@ LICENSES = """# Licences of the demo set
 
 - The pictures come from the Open Clip Art Library by way of Debian's `openclipart-png` 1:0.18+dfsg-19. For every one of
   them the RDF in the SVG of the same path says "PublicDomain". They were cut, shrunk and re-encoded. `SOURCES.tsv`
-  names the title, the author and the path of each.
+  names the title, the author and the path of each; `images/mirror/` holds further copies of some of them.
 - `images/astronaut.jpg` is a NASA photo of Eileen Collins as shipped by scikit-image, in the public domain.
 - Captions are the titles and keywords of the same RDF. Translations, the document, and the files made to break are
   ours, under CC0-1.0.
