@@ -58,7 +58,7 @@ def build(root: Path, families: Path, photo: Path, out: Path) -> list[Row]:
     pictures = encode_all(root, fit)
     by_source = {picture.clip["path"]: picture for picture in pictures}
     free = [picture for picture in pictures if picture.clip["path"] not in listed]
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out / "images", ignore_errors=True)  # the plan and the catalog beside it stay
     files = {picture.path: picture.content for picture in pictures}
     rows = [*translated_rows(by_source), *broken_rows(free, files), *photo_rows(photo, files)]
     broken = {row["path"] for row in rows}
