@@ -28,9 +28,9 @@ _WORDS: dict[str, object] = {
 
 
 class Model(BaseModel):
-    """A definition: immutable, no unknown keys, nothing coerced from text."""
+    """A definition: immutable, no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

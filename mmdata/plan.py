@@ -46,7 +46,7 @@ class Segment:
         cpus = max((step.stage.resources.cpus for step in self.steps), default=1)
         return Resources(cpus=cpus, gpus=max((step.stage.resources.gpus for step in self.steps), default=0.0))
 
-    @property
+    @cached_property
     def holds_model(self) -> bool:
         """True when one of the stages loads weights: its worker is worth keeping."""
         return any(step.stage.weights() for step in self.steps)
@@ -82,9 +82,11 @@ class Plan(Model):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything in the plan but where its source's files happen to lie."""
+        """SHA-256 of everything in the plan but resources, and where its source's files happen to lie."""
         places = [[source.label(), source.identity()] for source in self.source]
-        return digest_json({**self.model_dump(mode="json", exclude={"source"}), "source": places})
+        stages = [[stage.name, stage.version, stage.model_dump(mode="json", exclude=stage.not_in_key)] for stage in self.stages]
+        sink = None if self.sink is None else spell(self.sink)
+        return digest_json({"name": self.name, "source": places, "stages": stages, "sink": sink})
 
     def to_json(self) -> str:
         """Return the plan as JSON that `Plan.from_json` reads."""
@@ -132,13 +134,39 @@ class Plan(Model):
     def located(self, base: Path | None = None) -> "Plan":
         """Return the plan with its sources' paths absolute (from `base`, by default here), for workers elsewhere."""
         home = (base or Path()).absolute()
-        return self.model_copy(update={"source": tuple(source.located(home) for source in self.source)})
+        return self.changed(source=tuple(source.located(home) for source in self.source))
+
+    def changed(self, *, source: tuple[Source, ...] | None = None, stages: tuple[Stage, ...] | None = None) -> "Plan":
+        """Return the plan with other sources or stages, its derived facts made anew."""
+        return Plan(
+            name=self.name, source=source or self.source, stages=self.stages if stages is None else stages, sink=self.sink
+        )
 
     def check(self) -> None:
         """Raise ConfigError unless every column that is read is written, once, with a fitting type."""
         _ = self.segments
         if self.sink is not None:
             self.sink.reads(self.fields)
+            self._check_media()
+
+    @property
+    def trusted(self) -> bool:
+        """True when the media that the sink writes was encoded by one of our stages."""
+        return any(PAYLOAD_COLUMN in {field.name for field in written(stage)} for stage in self.stages)
+
+    def _check_media(self) -> None:
+        """Refuse media that nobody has looked at, and sources of which only some hold media."""
+        if self.trusted:
+            return
+        holding = [PAYLOAD_COLUMN in {field.name for field in source.fields()} for source in self.source]
+        if not all(holding):
+            raise ConfigError(
+                "some sources hold media and others only urls", hint="give each kind a plan of its own, or add `download`"
+            )
+        if not any(IMAGE in stage.reads() for stage in self.stages):
+            raise ConfigError(
+                "no stage looks at the source's images, so broken ones would reach the corpus", hint="add `measure`"
+            )
 
 
 def spell(item: Definition) -> dict[str, Any]:

@@ -135,7 +135,7 @@ PRIVATE = [
     "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.255.255.255", "169.254.0.1", "172.16.0.1", "172.31.255.255", "192.0.0.1",
     "192.0.2.1", "192.88.99.1", "192.168.0.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1",
     "255.255.255.255", "::", "::1", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "::ffff:8.8.8.8", "64:ff9b::808:808",
-    "2001::1", "2002::1", "2001:db8::1", "2a00::5efe:10.0.0.1", "not an address",
+    "2001::1", "2001:2::1", "2001:10::1", "2002::1", "4000::1", "5f00::1", "2001:db8::1", "2a00::5efe:10.0.0.1", "not an address",
 ]  # fmt: skip
 
 
@@ -186,6 +186,30 @@ def test_what_robots_txt_may_be(robots: Fetched | Failure, expected: str) -> Non
     assert outcome(result) == expected
 
 
+@pytest.mark.parametrize("outcome_", ["dns", "tls", "conn_reset", "blocked_address", "blocked_port", "timeout_connect"])
+def test_a_host_that_cannot_be_reached_ends_as_that_and_not_as_robots(outcome_: str) -> None:
+    result, asked = policy({"http://a/robots.txt": Failure(outcome_, "")}, "http://a/x")
+    assert outcome(result) == outcome_
+    assert "http://a/x" not in asked
+
+
+def test_an_opt_out_on_robots_txt_itself_does_not_hide_it() -> None:
+    with raw_server(http(b"User-agent: *\nDisallow: /\n", "X-Robots-Tag: noindex")) as (port, asked):
+        result = fetch(f"http://127.0.0.1:{port}/x.jpg", allow=(f"127.0.0.1:{port}",), robots=True)
+        assert outcome(result) == "robots"
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize("location", ["http://[x", "http://a\\b", "\x00"])
+def test_a_redirect_to_nowhere_costs_its_row(location: str) -> None:
+    result, _ = policy({"http://a/x": Fetched(302, {"location": location})}, "http://a/x")
+    assert outcome(result) in ("bad_response", "bad_row", "http_4xx")
+
+
+def test_a_host_of_a_star_costs_its_row() -> None:
+    assert outcome(fetch("http://*/x")) in ("dns", "bad_response", "bad_row", "conn_reset")
+
+
 def test_redirects_end() -> None:
     result, asked = policy({"http://a/x": Fetched(302, {"location": "/x"})}, "http://a/x")
     assert outcome(result) == "redirect_limit"
@@ -215,12 +239,12 @@ def test_a_host_is_asked_by_few_at_once() -> None:
     class Counting(ReplayTransport):
         now = peak = 0
 
-        async def get(self, url: str, *, body_for: tuple[int, ...] = (200,)) -> Fetched | Failure:
+        async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
             Counting.now += 1
             Counting.peak = max(Counting.peak, Counting.now)
             await asyncio.sleep(0.005)
             Counting.now -= 1
-            return await super().get(url, body_for=body_for)
+            return await super().get(url, media=media)
 
     async def run() -> None:
         fetcher = Fetcher(Counting({}), QUICK, AGENT, robots=False)

@@ -65,7 +65,7 @@ def test_latin_share() -> None:
 
 def test_split_captions_makes_one_row_of_each(ctx: WorkerContext) -> None:
     captions = [[{"text": "two", "kind": "alt"}, {"text": "one", "kind": "alt"}, {"text": "", "kind": "alt"}], None, []]
-    parents, table = SplitCaptions().open(ctx)(batch(text=["one", None, "three"], captions=captions))
+    parents, table = SplitCaptions().open(ctx)(batch(text=["one", None, "three"], captions=captions, document=[False] * 3))
     assert parents.tolist() == [0, 0, 1, 2]
     assert table.column("text").to_pylist() == ["one", "two", None, "three"]
     assert table.column("caption_kind").to_pylist() == [None, "alt", None, None]

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from mmdata.config import Model, build, read_yaml
 from mmdata.errors import ConfigError, did_you_mean
+from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN
 
 CARRY_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "int64": pa.int64(),
@@ -59,6 +60,21 @@ class Entry(Model):
         for name in files:
             if name.startswith("/") or ".." in Path(name).parts or "://" in name:
                 raise ValueError("paths of a catalog are relative to its folder and stay inside it")
+        return files
+
+    @field_validator("carry")
+    @classmethod
+    def _own_names(cls, carry: dict[str, CarryType]) -> dict[str, CarryType]:
+        for name in carry:
+            if name in (*BASE_NAMES, PAYLOAD_COLUMN) or name.startswith("_"):
+                raise ValueError(f"`{name}` is a name that every row has already; it cannot be carried")
+        return carry
+
+    @field_validator("files")
+    @classmethod
+    def _named(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(files):
+            raise ValueError("a file pattern is empty")
         return files
 
     def carried(self) -> tuple[pa.Field, ...]:

@@ -7,6 +7,7 @@ bad line costs that line alone, and keeps its row number.
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +21,7 @@ from mmdata.catalog.entry import ALIASES, Entry
 from mmdata.errors import ConfigError, did_you_mean
 from mmdata.storage import digest_file, digest_json
 
-# Set in a raw row that could not be parsed; it becomes the outcome `bad_row`.
-BAD = "_bad"
+_UNREADABLE = (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, pa.ArrowException, OSError)
 HASH_LIMIT = 1 << 30
 _SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}
 
@@ -38,6 +38,19 @@ class Slice:
     stop: int
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Rows as the file has them, column by column, and which of them could not be parsed."""
+
+    columns: dict[str, list[Any]]
+    bad: list[bool]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return len(self.bad)
+
+
 def list_files(entry: Entry, root: Path) -> list[Path]:
     """Return the files of an entry, sorted by name; special files are refused."""
     found: set[Path] = set()
@@ -46,7 +59,7 @@ def list_files(entry: Entry, root: Path) -> list[Path]:
         if not hits:
             raise ConfigError(
                 f"{root / pattern}: no such file",
-                hint="put the dataset's files beside the catalog, or pass --data FOLDER",
+                hint="put the dataset's files beside the catalog, or name their folder by `data:` in the plan",
             )
         found.update(hits)
     for path in found:
@@ -70,7 +83,10 @@ def count_rows(entry: Entry, path: Path) -> int:
     kind = _format(entry, path)
     if kind == "parquet":
         return int(_parquet(path).metadata.num_rows)
-    return sum(1 for _ in _records(entry, path, kind))
+    try:
+        return sum(1 for _ in _records(entry, path, kind))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
 
 
 def resolve(entry: Entry, path: Path) -> dict[str, str]:
@@ -87,23 +103,36 @@ def resolve(entry: Entry, path: Path) -> dict[str, str]:
             raise ConfigError(f"{path}: no column holds the {part}", hint=f"name it under `columns:`; {path.name} has {present}")
         if name is not None:
             parts[part] = name
+    _check_text(entry, path, parts)
     for name in (*entry.columns.captions, *entry.carry):
         if name not in present:
             raise ConfigError(f"{path}: has no column `{name}`", hint=did_you_mean(name, present))
     return parts
 
 
-def read_raw(entry: Entry, path: Path, start: int, stop: int) -> pa.Table:
-    """Return rows `start..stop` of a file with its own columns, plus the flag column `_bad`."""
-    kind = _format(entry, path)
-    if kind == "parquet":
-        table = _parquet_range(path, start, stop)
-        return table.append_column(BAD, pa.array([False] * table.num_rows, pa.bool_()))
-    records = list(islice(_records(entry, path, kind), start, stop))
+def _check_text(entry: Entry, path: Path, parts: dict[str, str]) -> None:
+    """Refuse a parquet whose url or text is no text; in the other formats every value is looked at on its own."""
+    if _format(entry, path) != "parquet" or entry.shape == "documents":
+        return
+    schema = _parquet(path).schema_arrow
+    for part in ("url", "text"):
+        kind = schema.field(parts[part]).type if part in parts else pa.string()
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise ConfigError(f"{path}: column `{parts[part]}` is {kind}, not text", hint="name another column under `columns:`")
+
+
+def read_raw(entry: Entry, path: Path, start: int, stop: int) -> Raw:
+    """Return rows `start..stop` of a file with its own columns; a row that could not be parsed is bad."""
+    try:
+        if _format(entry, path) == "parquet":
+            table = _parquet_range(path, start, stop)
+            return Raw({name: table.column(name).to_pylist() for name in table.column_names}, [False] * table.num_rows)
+        records = list(islice(_records(entry, path, _format(entry, path)), start, stop))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
     names = _names(entry, path)
-    columns: dict[str, list[Any]] = {name: [None if r is None else r.get(name) for r in records] for name in names}
-    columns[BAD] = [record is None for record in records]
-    return pa.table({name: _column(values) for name, values in columns.items()})
+    columns = {name: [None if record is None else record.get(name) for record in records] for name in names}
+    return Raw(columns, [record is None for record in records])
 
 
 def _format(entry: Entry, path: Path) -> str:
@@ -115,6 +144,10 @@ def _format(entry: Entry, path: Path) -> str:
             f"{path}: cannot tell the format from the name", hint=f"set `format:` ({', '.join(_SUFFIXES.values())})"
         )
     return _SUFFIXES[suffix]
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path}: cannot be read to its end: {error}", hint="fetch it again; it may be cut short or damaged")
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
@@ -200,13 +233,6 @@ def _json_records(path: Path) -> Iterator[dict[str, Any] | None]:
             raise ConfigError(f"{path}: a JSON list file holds one list of objects, or lists of one length")
         value = [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
     yield from (record if isinstance(record, dict) else None for record in value)
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _text(path: Path) -> IO[str]:

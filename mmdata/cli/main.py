@@ -28,6 +28,9 @@ def main() -> None:
     except MmdataError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command resumes\n")
         raise SystemExit(130) from None

@@ -27,7 +27,7 @@ def demo_plan(at_least: float | None = None) -> Plan:
     if at_least is None:
         return plan
     stages = tuple(stage.model_copy(update={"at_least": at_least}) if isinstance(stage, Keep) else stage for stage in plan.stages)
-    return plan.model_copy(update={"stages": stages})
+    return plan.changed(stages=stages)
 
 
 def demo_config(corpus: str) -> TrainConfig:
@@ -81,7 +81,7 @@ def _show(out: Path, home: Path, result: RunResult, checkpoint: Path, metrics: P
     _tell("generating samples")
     captions = make_samples(result.corpus, checkpoint, home / "samples.png")
     run = RunStore(str(out))
-    table = demo_fates(run)
+    table = demo_fates(run, result.generation)
     swaps = swap_score(table).text()
     (home / "swaps.txt").write_text(swaps, encoding="utf-8")
     rows = table.to_pylist()

@@ -44,9 +44,9 @@ def known_rows() -> dict[str, dict[str, object]]:
     return {f"http://host-{row['host']:02d}.demo.localhost/{row['path']}": row for row in rows}
 
 
-def demo_fates(run: RunStore) -> pa.Table:
+def demo_fates(run: RunStore, generation: int) -> pa.Table:
     """Return the fate of every demo row, with what is known of it in `kind`."""
-    table = fates(run, ["url", "text", "clip_score", "payload"])
+    table = fates(run, ["url", "text", "clip_score", "payload"], generation)
     known = known_rows()
     kinds = [str(known[url]["kind"]) if url in known else None for url in table.column("url").to_pylist()]
     return table.append_column("kind", pa.array(kinds, pa.string()))

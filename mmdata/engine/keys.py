@@ -4,6 +4,7 @@ Key of a column file = the stage's name, version and fields (resources left out)
 keys of the columns and of the row space it reads. Keys hold inside one run folder.
 """
 
+from mmdata.engine.task import Job
 from mmdata.plan import Plan, Step
 from mmdata.stages.verbs import Split
 from mmdata.storage import digest_json
@@ -23,6 +24,11 @@ def plan_keys(plan: Plan) -> dict[int, str]:
     return keys
 
 
+def keys_of(job: Job) -> dict[int, str]:
+    """Return the keys that a job carries, by index: workers do not work them out again."""
+    return dict(enumerate(job.keys, start=SOURCE))
+
+
 def short(value: object) -> str:
     """Return a key for any JSON value."""
     return digest_json(value)[:KEY_LENGTH]
@@ -33,7 +39,7 @@ def _step_key(step: Step, keys: dict[int, str], space: str) -> str:
     return short({
         "stage": stage.name,
         "version": stage.version,
-        "fields": stage.model_dump(mode="json", exclude={"resources"}),
+        "fields": stage.model_dump(mode="json", exclude=stage.not_in_key),
         "weights": stage.weights(),
         "reads": {column: keys[home] for column, home in step.sources.items()},
         "space": space,

@@ -56,7 +56,7 @@ class Lease:
         if self.store.exists(f"lease/{epoch}.end"):
             return True
         holder = self._holder(epoch)
-        if holder["host"] == _host():
+        if holder["host"] == _host() and holder["start"]:  # where the kernel tells when a process started
             return bool(_start_of(holder["pid"]) != holder["start"])
         seen, since = self._counter(epoch), time.monotonic()
         while time.monotonic() - since < STILL_S:
@@ -66,7 +66,10 @@ class Lease:
         return True
 
     def _holder(self, epoch: int) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.store.read(f"lease/{epoch}"))
+        try:
+            found: dict[str, Any] = json.loads(self.store.read(f"lease/{epoch}"))
+        except ValueError:  # damaged: only the counter can tell
+            return {"host": "an unknown machine", "pid": 0, "start": ""}
         return found
 
     def _describe(self, epoch: int) -> str:

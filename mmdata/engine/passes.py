@@ -4,6 +4,7 @@ A pass writes `passes/KEY/i/UNIT.arrow` once; that file is its commit. A Scatter
 reader takes its bucket from every file without reading the rest.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmdata.engine.task import Task
 from mmdata.engine.view import PartitionView
 from mmdata.plan import Plan
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, Gather, GlobalFilter, Pass, Scatter
+from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter
 
 MAX_BUCKETS = 64
 PARTITION = "_partition"
@@ -49,7 +50,7 @@ def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, 
             run.write_pass(name, _scatter(this, rows, buckets))
         else:
             records = _bucket(run, f"{task.key}/0", len(idents), task.unit)
-            run.write_pass(name, [this.part(records) if isinstance(this, Fold) else _gather(this, records)])
+            run.write_pass(name, [this.part(records) if isinstance(this, Fold) else this.work(records)])
     return {"key": task.key, "pass": name}
 
 
@@ -92,10 +93,6 @@ def _scatter(this: Scatter, rows: pa.Table, buckets: int) -> list[pa.Table]:
     return [records.filter(pa.array(where == bucket)) for bucket in range(buckets)]
 
 
-def _gather(this: Gather, records: pa.Table) -> pa.Table:
-    return this.work(records)
-
-
 def _bucket(run: RunStore, folder: str, num_files: int, bucket: int) -> pa.Table:
     tables = [run.read_pass(f"{folder}/{number}", bucket) for number in range(num_files)]
     return pa.concat_tables(tables).combine_chunks()
@@ -112,7 +109,5 @@ def _emit(this: Emit, task: Task, generation: Generation, run: RunStore, scratch
     records = pa.concat_tables([_bucket(run, f"{task.key}/0", num, bucket) for bucket in needed])
     place = EmitPlace(run.store, f"corpora/{task.key}", task.unit, scratch)
     record = {"key": task.key, "files": this.write(place, value, records)}
-    import json
-
     run.store.create_same(name, json.dumps(record, sort_keys=True).encode())
     return record

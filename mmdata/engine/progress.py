@@ -39,7 +39,11 @@ class Progress:
         self.drops = Counter(dropped) if not reused else self.drops
         self.show()
 
-    def show(self, *, last: bool = False) -> None:
+    def end(self, state: str) -> None:
+        """Print and save the last state: `done` or `stopped`."""
+        self.show(last=True, state=state)
+
+    def show(self, *, last: bool = False, state: str = "running") -> None:
         """Print and save the state if it is time to."""
         now = time.monotonic()
         if last or now - self._last_line >= (LIVE_S if self.live else LINE_S):
@@ -50,7 +54,7 @@ class Progress:
             self.stream.flush()
         if last or now - self._last_status >= STATUS_S:
             self._last_status = now
-            self.store.put("status.json", json.dumps(self.facts(state="done" if last else "running"), indent=1).encode())
+            self.store.put("status.json", json.dumps(self.facts(state), indent=1).encode())
 
     def facts(self, state: str) -> dict[str, Any]:
         """Return the state as JSON has it; seconds and rows a second."""

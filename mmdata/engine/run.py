@@ -6,24 +6,26 @@ once there is work.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmdata.engine.keys import plan_keys, short
+from mmdata.engine.keys import keys_of, plan_keys, short
 from mmdata.engine.lease import Lease
 from mmdata.engine.ledger import by_stage, funnel
 from mmdata.engine.passes import num_buckets
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, Partition, RunStore
 from mmdata.engine.scheduler import Scheduler
-from mmdata.engine.task import Executor
+from mmdata.engine.task import Executor, Job
 from mmdata.errors import ConfigError
 from mmdata.net import Guard
 from mmdata.plan import Plan
 from mmdata.shards.manifest import Finish
 from mmdata.stages.verbs import GlobalFilter, SourceSlice
-from mmdata.storage import LocalStore, walk_temps
+from mmdata.storage import LocalStore, digest_bytes, digest_json, walk_temps
+
+FOLDERS = ("columns", "corpora", "facts", "generations", "lease", "manifest", "passes", "payload", "tasks")
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do: for each step how many partitions have its columns already."""
+    """What a run would do: for each step how many partitions have its columns, how many have none, and whether rows that
+    they have not yet seen may reach it."""
 
     generation: int
     partitions: int
-    steps: list[tuple[str, int, int]]
+    steps: list[tuple[str, int, int, bool]]
     tasks_missing: bool
 
 
@@ -67,38 +70,51 @@ class Runner:
 
     def forecast(self) -> Forecast:
         """Find out what is kept and what would be computed; write nothing."""
-        generation = self._generation()
-        keys = plan_keys(generation.plan)
+        generation, job = self._generation()
+        keys = keys_of(job)
+        look = Scheduler(self.run, generation, job, None)
+        done = look.segments() and (generation.plan.sink is None or look.sink() is not None)
+        # From the first segment that lacks a record on, rows that were not there before may come.
+        reached = min((task.step for task in look.missing if task.kind == "segment"), default=len(generation.plan.segments))
         steps = []
-        for step in generation.plan.steps:
-            held = sum(self.run.store.exists(f"columns/{keys[step.index]}/{p.ident}.0.parquet") for p in generation.partitions)
-            steps.append((step.stage.name, held, len(generation.partitions) - held))
-        scheduler = Scheduler(self.run, generation, keys, None)
-        done = scheduler.segments() and (generation.plan.sink is None or scheduler.sink() is not None)
+        for number, segment in enumerate(generation.plan.segments):
+            for step in segment.steps:
+                names = [f"columns/{keys[step.index]}/{part.ident}.0.parquet" for part in generation.partitions]
+                held = sum(self.run.store.exists(name) for name in names)
+                steps.append((step.stage.name, held, len(names) - held, number >= reached))
         return Forecast(generation.number, len(generation.partitions), steps, not done)
 
     def execute(self, executor: Executor, *, quiet: bool = False) -> RunResult:
         """Do what is missing and return what the run came to."""
         started = time.monotonic()
-        generation = self._generation()
-        keys = plan_keys(generation.plan)
-        look = Scheduler(self.run, generation, keys, None)
+        generation, job = self._generation()
+        look = Scheduler(self.run, generation, job, None)
         if look.segments() and (sunk := self._sink(look)) is not None and self._manifested(generation, look):
+            self._show_newest(sunk[0], funnel(list(look.heads.values())))
             return self._result(generation, look, sunk[0], started, fresh=False)
         self.run.claim(self.plan)
         with Lease(self.run.store):
             self._clear_temps()
-            self.run.create_generation(generation.number, self._generation_facts(generation))
+            job = self._open_generation(generation, job)
             progress = None if quiet else Progress(self.run.store, self.plan.name, self._num_tasks(generation))
-            scheduler = Scheduler(self.run, generation, keys, executor, progress)
+            scheduler = Scheduler(self.run, generation, job, executor, progress)
+            corpus = self._work(generation, scheduler)
+        return self._result(generation, scheduler, corpus, started, fresh=True)
+
+    def _work(self, generation: Generation, scheduler: Scheduler) -> str | None:
+        """Run all tasks and finish the generation; however it ends, the progress says so."""
+        state = "stopped"
+        try:
             scheduler.segments()
             sunk = self._sink(scheduler)
             assert sunk is not None
-            corpus, folder = sunk
-            self._finish(generation, scheduler, corpus, folder)
-            if progress is not None:
-                progress.show(last=True)
-        return self._result(generation, scheduler, corpus, started, fresh=True)
+            corpus, made = sunk
+            self._finish(generation, scheduler, corpus, made)
+            state = "done"
+        finally:
+            if scheduler.progress is not None:
+                scheduler.progress.end(state)
+        return corpus
 
     def _sink(self, scheduler: Scheduler) -> tuple[str | None, Any] | None:
         if scheduler.generation.plan.sink is None:
@@ -109,18 +125,11 @@ class Runner:
     def _finish(self, generation: Generation, scheduler: Scheduler, corpus: str | None, made: Any) -> None:  # noqa: ANN401
         plan, total = generation.plan, funnel(list(scheduler.heads.values()))
         if corpus is not None and plan.sink is not None:
-            facts = Finish(
-                plan.name,
-                self.plan.digest,
-                total,
-                self._licences(),
-                {n: _meaning(f) for n, f in plan.fields.items()},
-                made[2],
-            )
+            columns = {name: _meaning(column) for name, column in plan.fields.items()}
+            facts = Finish(plan.name, self.plan.digest, total, self._licences(), columns, made[2], plan.trusted)
             plan.sink.finish(self.run.store, corpus, made[1], facts)
-            self._point("corpus", corpus)
+        self._show_newest(corpus, total)
         self.run.store.put(f"facts/{generation.number}.json", json.dumps(_times(scheduler), indent=1).encode())
-        self.run.store.put("funnel.json", (json.dumps(total, indent=1) + "\n").encode())
         self.run.create_manifest(generation.number, {
             "plan_digest": self.plan.digest, "allow": list(self.allow), "corpus": corpus, "funnel": total,
             "by_stage": [list(item) for item in self._by_stage(generation, scheduler)],
@@ -149,15 +158,21 @@ class Runner:
         if self.run.owner() is not None:
             self.run.claim(self.plan)
 
-    def _generation(self) -> Generation:
-        """Return the generation that this call is about: an unfinished or equal one, or the next."""
+    def _generation(self) -> tuple[Generation, Job]:
+        """Return the generation that this call is about (an unfinished or equal one, or the next) and its job."""
         plan = self.plan.located()
+        keys = plan_keys(plan)
+        generation = self._match(plan, digest_json([keys[index] for index in sorted(keys)]))
+        job = Job(self.url, generation.number, "", plan.to_json(), tuple(keys[i] for i in sorted(keys)), self.allow)
+        return generation, job
+
+    def _match(self, plan: Plan, keys: str) -> Generation:
         known = self._known_generations()
         numbers = {item["ident"]: item["number"] for facts in known.values() for item in facts["partitions"]}
         partitions = self._partitions(plan, numbers)
         mine = [_partition_facts(partition) for partition in partitions]
         for number, facts in reversed(known.items()):
-            if facts["plan_digest"] == self.plan.digest and facts["partitions"] == mine:
+            if (facts["plan_digest"], facts["keys"], facts["partitions"]) == (self.plan.digest, keys, mine):
                 return Generation(number, plan, partitions, self.allow)
         return Generation(max(known, default=0) + 1, plan, partitions, self.allow)
 
@@ -185,9 +200,14 @@ class Runner:
             raise ConfigError(f"the source of `{plan.name}` has no rows", hint="check the files of the catalog entry")
         return tuple(found)
 
-    def _generation_facts(self, generation: Generation) -> dict[str, Any]:
+    def _open_generation(self, generation: Generation, job: Job) -> Job:
+        """Write what is asked, unless it was before; return the job with the digest of what stands there."""
+        self.run.create_generation(generation.number, self._generation_facts(generation, job))
+        return replace(job, digest=digest_bytes(self.run.store.read(f"generations/{generation.number}.json")))
+
+    def _generation_facts(self, generation: Generation, job: Job) -> dict[str, Any]:
         return {
-            "plan_digest": self.plan.digest, "plan": self.plan.model_dump(mode="json"),
+            "plan_digest": self.plan.digest, "keys": digest_json(list(job.keys)), "plan": self.plan.model_dump(mode="json"),
             "located": generation.plan.model_dump(mode="json"), "allow": list(self.allow),
             "partitions": [_partition_facts(partition) for partition in generation.partitions],
         }  # fmt: skip
@@ -207,15 +227,26 @@ class Runner:
         return {name: licence for source in self.plan.source for name, licence in source.licences().items()}
 
     def _clear_temps(self) -> None:
-        """Remove what killed writers left; only the holder of the lease may."""
+        """Remove what killed writers left in our own folders; only the holder of the lease may."""
         if isinstance(self.run.store, LocalStore):
-            for path in walk_temps(self.run.store.root):
-                path.unlink(missing_ok=True)
+            for name in FOLDERS:
+                for path in walk_temps(self.run.store.path(name)):
+                    path.unlink(missing_ok=True)
+
+    def _show_newest(self, corpus: str | None, total: dict[str, Any]) -> None:
+        """Let `corpus` and `funnel.json` be those of this call's plan; write only what differs."""
+        if corpus is not None:
+            self._point("corpus", corpus)
+        text = (json.dumps(total, indent=1) + "\n").encode()
+        if not self.run.store.exists("funnel.json") or self.run.store.read("funnel.json") != text:
+            self.run.store.put("funnel.json", text)
 
     def _point(self, name: str, target: str) -> None:
         """Let `corpus` name the newest corpus on a local disk: a convenience, the manifest is what counts."""
         if isinstance(self.run.store, LocalStore):
             link, temp = self.run.store.path(name), self.run.store.path(f".tmp-{name}")
+            if link.is_symlink() and link.readlink() == Path(target):
+                return
             temp.unlink(missing_ok=True)
             temp.symlink_to(Path(target))
             temp.replace(link)

@@ -15,13 +15,12 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import Store, digest_bytes, failpoint, open_store
@@ -79,7 +78,16 @@ class RunStore:
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """Return a JSON object of the run folder."""
-        return json.loads(self.store.read(name))
+        try:
+            return json.loads(self.store.read(name))
+        except ValueError as error:
+            raise self.damaged(name, error) from error
+
+    def damaged(self, name: str, error: Exception) -> RunError:
+        """Return the error for a file of the run folder that cannot be read back."""
+        return RunError(
+            f"{self.url}/{name} is damaged: {error}", hint="restore it from a copy, or delete the run folder and run again"
+        )
 
     def numbers(self, folder: str) -> list[int]:
         """Return the numbers of the JSON objects in a folder, ascending."""
@@ -89,7 +97,10 @@ class RunStore:
         """Yield the column files of a key and partition, in the order they were added."""
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
-            yield pq.read_table(pa.BufferReader(self.store.read(name)))
+            try:
+                yield pq.read_table(pa.BufferReader(self.store.read(name)))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise self.damaged(name, error) from error
             number += 1
 
     def add_columns(self, key: str, ident: str, number: int, table: pa.Table) -> None:
@@ -117,8 +128,12 @@ class RunStore:
         return found
 
     def state_of(self, record: dict[str, Any]) -> bytes:
-        """Return the fates that belong to a record."""
-        return self.store.read(f"tasks/{record['key']}.{record['state'][:16]}.parquet")
+        """Return the fates that belong to a record, after checking their digest."""
+        name = f"tasks/{record['key']}.{record['state'][:16]}.parquet"
+        data = self.store.read(name)
+        if digest_bytes(data) != record["state"]:
+            raise self.damaged(name, ValueError("it does not match its record"))
+        return data
 
     def write_pass(self, name: str, table: list[pa.Table]) -> None:
         """Write what a pass made: an Arrow file of one batch a table."""
@@ -137,8 +152,11 @@ class RunStore:
 
     def read_pass(self, name: str, batch: int = 0) -> pa.Table:
         """Return one batch of what a pass wrote."""
-        with self.store.open(f"passes/{name}.arrow") as file:
-            return pa.Table.from_batches([pa.ipc.open_file(file).get_batch(batch)])
+        try:
+            with self.store.open(f"passes/{name}.arrow") as file:
+                return pa.Table.from_batches([pa.ipc.open_file(file).get_batch(batch)])
+        except pa.ArrowInvalid as error:
+            raise self.damaged(f"passes/{name}.arrow", error) from error
 
     def create_generation(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a run is asked, before it starts."""
@@ -151,14 +169,17 @@ class RunStore:
         failpoint("manifest")
 
 
-@lru_cache(maxsize=16)
 def load_generation(url: str, number: int) -> Generation:
-    """Return a generation of a run folder, as every worker reads it."""
+    """Return a generation of a run folder as it was when its run started."""
     facts = RunStore(url).read_json(f"generations/{number}.json")
-    parts = tuple(
+    return Generation(number, Plan.from_json(json.dumps(facts["located"])), partitions_of(facts), tuple(facts["allow"]))
+
+
+def partitions_of(facts: dict[str, Any]) -> tuple[Partition, ...]:
+    """Return the partitions that a generation's file lists."""
+    return tuple(
         Partition(item["number"], item["ident"], item["source"], SourceSlice(**item["part"])) for item in facts["partitions"]
     )
-    return Generation(number, Plan.from_json(json.dumps(facts["located"])), parts, tuple(facts["allow"]))
 
 
 def _json(value: object) -> bytes:

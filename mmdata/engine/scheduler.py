@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmdata.engine.keys import short
+from mmdata.engine.keys import keys_of, short
 from mmdata.engine.passes import num_buckets, passes_of
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
-from mmdata.engine.task import Executor, Task, TaskReport
+from mmdata.engine.task import Executor, Job, Task, TaskReport
 from mmdata.errors import ConfigError, MmdataError, PartitionError, RunError
 from mmdata.plan import Segment
 from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter
@@ -25,6 +25,7 @@ from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter
 TRIES = 2
 BYTES_IN_FLIGHT = 4 << 30
 _ROW_BYTES = 100_000
+_ROW_DEADLINE_S = 30.0  # the longest Crawl-delay that is obeyed
 _POLL_S = 0.5
 
 
@@ -34,12 +35,16 @@ class Scheduler:
 
     run: RunStore
     generation: Generation
-    keys: dict[int, str]
+    job: Job
     executor: Executor | None
     progress: Progress | None = None
     heads: dict[int, dict[str, Any]] = field(default_factory=dict)
     missing: list[Task] = field(default_factory=list)
     reports: list[TaskReport] = field(default_factory=list)
+    keys: dict[int, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keys = keys_of(self.job)
 
     def segments(self) -> bool:
         """Bring every partition through all segments; return False when tasks are missing and none may run."""
@@ -62,7 +67,8 @@ class Scheduler:
         plan = self.generation.plan
         assert plan.sink is not None
         step = len(plan.stages)
-        stage_key = short([plan.sink.name, plan.sink.version, plan.sink.model_dump(mode="json")])
+        # The manifest of a corpus names its plan, so another plan makes another corpus, though its samples be the same.
+        stage_key = short([plan.sink.name, plan.sink.version, plan.sink.model_dump(mode="json"), plan.digest])
         key = self._input_key(stage_key)
         records = self._passes(step, key, f"sink {plan.sink.name}")
         if self.missing:
@@ -103,10 +109,10 @@ class Scheduler:
         places = [step.index for step in segment.steps]
         key = short(["segment", own, places, scopes, partition.ident, head["result"] if head else self.keys[-1], verdicts])
         return Task(
-            "segment", self.run.url, self.generation.number, index, unit, key,
+            self.job, "segment", index, unit, key,
             inputs={} if head is None else {unit: head["key"]}, verdicts=verdicts,
             cpus=segment.resources.cpus, gpus=segment.resources.gpus, holds_model=segment.holds_model,
-            bytes=partition.rows * _ROW_BYTES, label=segment.label,
+            bytes=partition.rows * _ROW_BYTES, label=segment.label, deadline_s=3600 + partition.rows * _ROW_DEADLINE_S,
         )  # fmt: skip
 
     def _global_verdicts(self, segment: Segment) -> str | None:
@@ -129,15 +135,7 @@ class Scheduler:
             tasks = [self._pass_task(step, index, unit, key, label) for unit in range(self._units(this, key))]
             if isinstance(this, Emit) and self.progress is not None:
                 self.progress.total += len(tasks)  # known only now
-            records = []
-            todo = []
-            for task in tasks:
-                record = self._pass_record(task, this)
-                if record is None:
-                    todo.append(task)
-                else:
-                    records.append(record)
-                    self._note(task, record, reused=True)
+            records, todo = self._done_passes(tasks, this)
 
             def after(task: Task, record: dict[str, Any], found: list[dict[str, Any]] = records) -> None:
                 found.append(record)
@@ -147,7 +145,21 @@ class Scheduler:
                 return []
             if isinstance(this, Fold):
                 self._merge(this, key, index, len(tasks))
+                if self.missing:
+                    return []
         return records
+
+    def _done_passes(self, tasks: list[Task], this: object) -> tuple[list[dict[str, Any]], list[Task]]:
+        """Return the records of what is done, and the tasks that are not."""
+        records, todo = [], []
+        for task in tasks:
+            record = self._pass_record(task, this)
+            if record is None:
+                todo.append(task)
+            else:
+                records.append(record)
+                self._note(task, record, reused=True)
+        return records, todo
 
     def _units(self, this: object, key: str) -> int:
         if isinstance(this, Scatter):
@@ -159,7 +171,7 @@ class Scheduler:
     def _pass_task(self, step: int, index: int, unit: int, key: str, label: str) -> Task:
         scatter = isinstance(passes_of(self.generation.plan, step)[index], Scatter)
         inputs = {unit: self.heads[unit]["key"]} if scatter else {}
-        return Task("pass", self.run.url, self.generation.number, step, unit, key, pass_index=index, inputs=inputs, label=label)
+        return Task(self.job, "pass", step, unit, key, pass_index=index, inputs=inputs, label=label)
 
     def _pass_record(self, task: Task, this: object) -> dict[str, Any] | None:
         name = f"{task.key}/{task.pass_index}/{task.unit}"
@@ -169,7 +181,11 @@ class Scheduler:
         return {"key": task.key, "pass": name} if self.run.has_pass(name) else None
 
     def _merge(self, this: Fold, key: str, index: int, num: int) -> None:
-        if not self.run.has_pass(f"{key}/value"):
+        if self.run.has_pass(f"{key}/value"):
+            return
+        if self.executor is None:  # only looking: nothing is written
+            self.missing.append(self._pass_task(len(self.generation.plan.stages), index, 0, key, "fold"))
+        else:
             parts = [self.run.read_pass(f"{key}/{index}/{unit}") for unit in range(num)]
             self.run.write_pass(f"{key}/value", [this.merge(parts)])
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.state import CHILD_BITS, State
-from mmdata.engine.view import PartitionView, source_rows
+from mmdata.engine.view import PartitionView, result_fields, source_rows
 from mmdata.engine.worker_cache import WorkerCache
 from mmdata.errors import PartitionError, RecordError
 from mmdata.plan import Segment, Step, tag_name
@@ -88,7 +88,7 @@ class SegmentRun:
     def _step(self, step: Step, rows: np.ndarray, images: "_Images") -> pa.Table:
         """Run a step over rows that are not held; rows without media get nulls where a stage looks at media."""
         table = self.view.batch_columns(step, rows)
-        names = _result_fields(step)
+        names = result_fields(step.stage)
         outcomes = np.full(len(rows), None, dtype=object)
         asked = np.arange(len(rows))
         arrays: list[np.ndarray] = []
@@ -124,7 +124,7 @@ class SegmentRun:
 
     def _place(self, step: Step) -> Place | None:
         """Return the folder of a payload-writing Map; rows added to a key later go to a folder of their own."""
-        if PAYLOAD_COLUMN not in {field.name for field in _result_fields(step)}:
+        if PAYLOAD_COLUMN not in {field.name for field in result_fields(step.stage)}:
             return None
         added = self.view.held(step.index).num_files
         suffix = f".{added}" if added else ""
@@ -149,8 +149,6 @@ class SegmentRun:
         rows = state.alive
         held = self.view.held(step.index)
         self.work[step.index]["needed"] = len(rows)
-        if not held.tables:
-            return
         self.digests[self.view.keys[step.index]] = self.view.digest(step.index, rows)
         if _drops(step):
             table = held.take(rows, [ROW, "reason", "value"])
@@ -177,8 +175,7 @@ class SegmentRun:
         children = np.sort(np.concatenate([t.column(ROW).to_numpy() for t in held.tables] or [np.zeros(0, int)]))
         children = children[np.isin(children >> CHILD_BITS, parents)]
         self.work[step.index] = {"computed": len(missing), "needed": len(parents)}
-        if held.tables:
-            self.digests[self.view.keys[step.index]] = self.view.digest(step.index, children)
+        self.digests[self.view.keys[step.index]] = self.view.digest(step.index, children)
         return state.split(children, step.index)
 
     def _children(self, step: Step, parents: np.ndarray) -> pa.Table:
@@ -232,15 +229,6 @@ def _groups(steps: tuple[Step, ...]) -> list[list[Step]]:
 
 def _drops(step: Step) -> bool:
     return isinstance(step.stage, Filter) and not step.stage.tag
-
-
-def _result_fields(step: Step) -> list[pa.Field]:
-    if _drops(step):
-        return [pa.field("reason", pa.string()), pa.field("value", pa.float32())]
-    if isinstance(step.stage, Filter):
-        return [pa.field(tag_name(step.stage), pa.bool_())]
-    assert isinstance(step.stage, Map)
-    return list(step.stage.writes())
 
 
 def _stage_number(index: int) -> int:

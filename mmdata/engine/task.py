@@ -6,9 +6,27 @@ from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
+class Job:
+    """What all tasks of one call share: the run folder and generation, and what may differ from call to call.
+
+    digest  of the generation's file: a folder that was deleted and made anew is another one
+    plan    the plan as JSON, with its sources where they lie now
+    keys    of the source and of every step, in order
+    """
+
+    run: str
+    generation: int
+    digest: str
+    plan: str
+    keys: tuple[str, ...]
+    allow: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """One piece of work; everything else is in the run folder.
 
+    job          what it shares with all others
     kind         `segment`: a partition through a segment; `pass`: one unit of one pass of a step
     step         index of the segment, or of the step (the sink is the step after the last)
     unit         partition number, bucket, or shard
@@ -16,9 +34,8 @@ class Task:
     inputs       record keys it builds on, by partition number
     """
 
+    job: Job
     kind: Literal["segment", "pass"]
-    run: str
-    generation: int
     step: int
     unit: int
     key: str

@@ -10,17 +10,18 @@ from mmdata.engine.runstore import Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
 from mmdata.errors import PartitionError, RecordError
 from mmdata.media import Jail, decode
-from mmdata.plan import Plan, Step
-from mmdata.schema import BASE_NAMES, OUTCOME, ROW
+from mmdata.plan import Plan, Step, written
+from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
 from mmdata.shards.units import fetch_payload
-from mmdata.stages.verbs import Split
+from mmdata.stages.verbs import Filter, Split, Stage
 from mmdata.storage import digest_bytes
 
 
 class Held:
     """The rows held under one key: column files, and what was computed since."""
 
-    def __init__(self, tables: list[pa.Table]) -> None:
+    def __init__(self, tables: list[pa.Table], fields: list[pa.Field]) -> None:
+        self.empty = pa.schema(fields).empty_table()
         self.tables: list[pa.Table] = []
         self._orders: list[tuple[np.ndarray, np.ndarray]] = []
         self.num_files = len(tables)
@@ -54,7 +55,7 @@ class Held:
         if len(pieces) == 1:
             return pieces[0]
         if not pieces:
-            return self.tables[0].select(list(columns)).slice(0, 0)
+            return self.empty.select(list(columns))
         return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
 
 
@@ -68,8 +69,19 @@ class PartitionView:
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
         if index not in self._held:
-            self._held[index] = Held(list(self.run.held(self.keys[index], self.partition.ident)))
+            tables = list(self.run.held(self.keys[index], self.partition.ident))
+            self._held[index] = Held(tables, self._fields(index))
         return self._held[index]
+
+    def _fields(self, index: int) -> list[pa.Field]:
+        """Return the fields of a step's column files."""
+        row, outcome = pa.field(ROW, pa.int64()), pa.field(OUTCOME, pa.string())
+        if index == SOURCE:
+            return [row, *source_fields(self.plan), outcome]
+        stage = self.plan.steps[index].stage
+        if isinstance(stage, Split):
+            return [row, pa.field("sample_id", pa.string()), pa.field("position", pa.int32()), *stage.writes()]
+        return [row, *result_fields(stage), outcome]
 
     def home_space(self, index: int) -> int:
         """Return the row space that a step's columns belong to."""
@@ -113,8 +125,6 @@ class PartitionView:
 
     def homes_after(self, num_steps: int) -> dict[str, int]:
         """Return where each column lies after the first steps of the plan."""
-        from mmdata.plan import written
-
         homes = {field.name: SOURCE for source in self.plan.source for field in source.fields()}
         for step in self.plan.steps[:num_steps]:
             homes |= {field.name: step.index for field in written(step.stage)}
@@ -125,8 +135,7 @@ class PartitionView:
     def digest(self, index: int, rows: np.ndarray) -> str:
         """Return the digest of what came back: a step's columns for rows, however many files they lie in."""
         held = self.held(index)
-        names = [name for name in (held.tables[0].column_names if held.tables else []) if name != ROW]
-        table = held.take(rows, [ROW, *names]).combine_chunks()
+        table = held.take(rows, held.empty.column_names).combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
@@ -166,13 +175,25 @@ class LazyJail:
             self._jail.close()
 
 
+def source_fields(plan: Plan) -> list[pa.Field]:
+    """Return the fields of the plan's rows: the base columns, then whatever any of its sources carries."""
+    found = {field.name: field for source in plan.source for field in source.fields()}
+    return [*BASE_FIELDS, *(field for name, field in found.items() if name not in BASE_NAMES)]
+
+
+def result_fields(stage: Stage) -> list[pa.Field]:
+    """Return the fields that a row-wise stage fills: a verdict for a Filter that drops, else the columns it adds."""
+    if isinstance(stage, Filter) and not stage.tag:
+        return [pa.field("reason", pa.string()), pa.field("value", pa.float32())]
+    return list(written(stage))
+
+
 def source_rows(plan: Plan, partition: Partition) -> pa.Table:
     """Read the rows of a partition from its source, numbered, with the same columns for every source."""
     source = plan.source[partition.source]
     table = source.read(partition.part)
-    fields = {field.name: field for each in plan.source for field in each.fields()}
-    for name, field in fields.items():
-        if name not in table.column_names:
+    for field in source_fields(plan):
+        if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    table = table.select([*BASE_NAMES, *(name for name in fields if name not in BASE_NAMES), OUTCOME])
+    table = table.select([*(field.name for field in source_fields(plan)), OUTCOME])
     return table.add_column(0, ROW, pa.array(np.arange(table.num_rows, dtype=np.int64)))

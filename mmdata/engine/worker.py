@@ -5,22 +5,25 @@ import os
 import platform
 import tempfile
 import time
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mmdata.engine.keys import plan_keys, short
+from mmdata.engine.keys import keys_of, short
 from mmdata.engine.ledger import account
-from mmdata.engine.passes import run_pass
-from mmdata.engine.runstore import Generation, RunStore, load_generation
+from mmdata.engine.passes import PARTITION, run_pass
+from mmdata.engine.runstore import Generation, RunStore, partitions_of
 from mmdata.engine.segment import SegmentRun
 from mmdata.engine.state import State
-from mmdata.engine.task import Task, TaskReport
+from mmdata.engine.task import Job, Task, TaskReport
 from mmdata.engine.view import PartitionView
 from mmdata.engine.worker_cache import WorkerCache
 from mmdata.errors import MmdataError, PartitionError, RunError
+from mmdata.plan import Plan
+from mmdata.storage import digest_bytes
 
 
 @cache
@@ -28,15 +31,16 @@ def _cache_of(run: str, allow: tuple[str, ...]) -> WorkerCache:
     return WorkerCache(RunStore(run).store, allow)
 
 
-@cache
-def _keys_of(run: str, generation: int) -> dict[int, str]:
-    return plan_keys(load_generation(run, generation).plan)
+@lru_cache(maxsize=8)
+def _generation(job: Job) -> Generation:
+    facts = RunStore(job.run).read_json(f"generations/{job.generation}.json")
+    return Generation(job.generation, Plan.from_json(job.plan), partitions_of(facts), job.allow)
 
 
 def run_task(task: Task) -> TaskReport:
     """Do one task and commit it; a task that is committed already is not done again."""
     started = time.monotonic()
-    generation = load_generation(task.run, task.generation)
+    generation = _generation(task.job)
     try:
         record = _segment(task, generation) if task.kind == "segment" else _pass(task, generation)
     except MmdataError:
@@ -51,14 +55,14 @@ def run_task(task: Task) -> TaskReport:
 
 
 def _segment(task: Task, generation: Generation) -> dict[str, Any]:
-    run = RunStore(task.run)
-    keys = _keys_of(task.run, task.generation)
+    run = RunStore(task.job.run)
+    keys = keys_of(task.job)
     segment = generation.plan.segments[task.step]
     partition = generation.partitions[task.unit]
     view = PartitionView(run, generation.plan, keys, partition)
     before = run.record(task.inputs[task.unit]) if task.inputs else None
     state = None if before is None else State.from_bytes(run.state_of(before))
-    work = SegmentRun(view, segment, _cache_of(task.run, generation.allow))
+    work = SegmentRun(view, segment, _cache_of(task.job.run, task.job.allow))
     verdicts = None if task.verdicts is None else _verdicts_for(run, task.verdicts, partition.number)
     state = work.run(state, verdicts)
     data = state.to_bytes()
@@ -68,8 +72,6 @@ def _segment(task: Task, generation: Generation) -> dict[str, Any]:
 def _record(
     task: Task, generation: Generation, work: SegmentRun, state: State, data: bytes, before: dict[str, Any] | None
 ) -> dict[str, Any]:
-    from mmdata.storage import digest_bytes
-
     digests = {**(before["digests"] if before else {}), **work.digests}
     state_digest = digest_bytes(data)
     steps = generation.plan.steps
@@ -83,16 +85,14 @@ def _record(
 
 def _verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
     """Return the verdicts that a GlobalFilter gave to the rows of one partition."""
-    import pyarrow.compute as pc
-
     folder, _, num_buckets = name.rpartition("/")
     tables = [run.read_pass(f"{folder}/{bucket}") for bucket in range(int(num_buckets))]
     table = pa.concat_tables(tables)
-    return table.filter(pc.equal(table.column("_partition"), number)).drop_columns(["_partition"])
+    return table.filter(pc.equal(table.column(PARTITION), number)).drop_columns([PARTITION])
 
 
 def _pass(task: Task, generation: Generation) -> dict[str, Any]:
-    run = RunStore(task.run)
-    keys = _keys_of(task.run, task.generation)
+    run = RunStore(task.job.run)
+    keys = keys_of(task.job)
     with tempfile.TemporaryDirectory(prefix="mmdata-") as scratch:
         return run_pass(task, generation, run, keys, Path(scratch))

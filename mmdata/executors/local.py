@@ -95,6 +95,9 @@ class ProcessExecutor:
                 future.set_result(self._ask(worker, task))
             except MmdataError as error:
                 future.set_exception(error)
+            except Exception as error:  # noqa: BLE001 - a feeder that dies would leave the run waiting for ever
+                self._end(worker)
+                future.set_exception(PartitionError(f"{task.label}: {type(error).__name__}: {error}"))
             finally:
                 worker.task = None
         self._end(worker)

@@ -59,8 +59,8 @@ class RayExecutor:
 
     def submit(self, task: Task) -> Future[TaskReport]:
         """Send the task to a worker, or to an actor when it holds a model."""
-        if task.run not in self._checked:
-            self._check_nodes(task.run)
+        if task.job.run not in self._checked:
+            self._check_nodes(task.job.run)
         if task.holds_model or task.gpus:
             idle = self._idle.setdefault(task.gpus, [])
             actor = idle.pop() if idle else self._actor.options(num_gpus=task.gpus).remote()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -53,6 +54,19 @@ class OpenClip(Model):
         return (fetch_weights(self.model, self.weights),)
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: no such weights file", hint="check the path, or name a pretrained tag") from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def _digest_once(path: Path, size: int, time_ns: int) -> str:
+    return digest_file(path)
+
+
 class ScorerSpec(Model):
     """Exactly one kind of scorer; the default is the small CLIP that ships with the package."""
 
@@ -76,7 +90,7 @@ class ScorerSpec(Model):
 
     def weights(self) -> tuple[str, ...]:
         """Return the SHA-256 of each file the scorer loads."""
-        return () if self.fake else tuple(digest_file(path) for path in self.clip.files())
+        return () if self.fake else tuple(_digest_once(path, *_stamp(path)) for path in self.clip.files())
 
     @contextmanager
     def open(self, device: str, threads: int) -> Iterator[Scorer]:

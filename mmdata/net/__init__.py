@@ -1,6 +1,7 @@
 """Fetch untrusted urls: the client, the address guard, manners."""
 
-from mmdata.net.fetch import Failure, Fetched, Fetcher, ReplayTransport, Transport
+from mmdata.net.answers import Failure, Fetched
+from mmdata.net.fetch import Fetcher, ReplayTransport, Transport
 from mmdata.net.guard import Allowance, Guard
 from mmdata.net.limits import Limits
 

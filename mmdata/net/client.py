@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from mmdata.net.fetch import Failure, Fetched
+from mmdata.net.answers import Failure, Fetched
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
 from mmdata.net.manners import opt_out
@@ -51,20 +51,22 @@ class HttpTransport:
         self.num_requests = 0
         self.num_bytes = 0
 
-    async def get(self, url: str, *, body_for: tuple[int, ...] = (200,)) -> Fetched | Failure:
-        """Fetch one url within the limits."""
+    async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
+        """Fetch one url within the limits; an opt-out is for media, a robots.txt is read in any case."""
         self.num_requests += 1
         try:
             async with asyncio.timeout(self.limits.total_s):
-                return await self._get(url, body_for)
+                return await self._get(url, media)
         except TimeoutError:
             return Failure("timeout_total", f"not finished after {self.limits.total_s:g} s", url)
         except Blocked as error:
             return Failure(error.outcome, error.detail, url)
         except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
             return Failure(_outcome(error), f"{type(error).__name__}: {error}"[:300], url)
+        except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes the library raise costs this row alone
+            return Failure("bad_response", f"{type(error).__name__}: {error}"[:300], url)
 
-    async def _get(self, url: str, body_for: tuple[int, ...]) -> Fetched | Failure:
+    async def _get(self, url: str, media: bool) -> Fetched | Failure:
         request = self.session.get(url, allow_redirects=False)
         try:
             async with asyncio.timeout(self.limits.headers_s):
@@ -75,7 +77,7 @@ class HttpTransport:
             return Failure("timeout_headers", f"no headers after {self.limits.headers_s:g} s", url)
         async with response:
             headers = _headers(response)
-            if response.status not in body_for or opt_out(headers):
+            if response.status != 200 or (media and opt_out(headers)):
                 response.close()
                 return Fetched(response.status, headers, url=url)
             if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):

@@ -9,37 +9,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
+from mmdata.net.answers import Failure, Fetched
 from mmdata.net.limits import Limits
 from mmdata.net.manners import Hosts, opt_out
 
 TRANSIENT = ("dns", "timeout_connect", "timeout_headers", "timeout_idle", "conn_reset", "short_body", "http_5xx")
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A response with its whole body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-    url: str = ""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A fetch that ended without media."""
-
-    outcome: str
-    detail: str
-    url: str = ""
+_UNREACHED = ("dns", "tls", "timeout_connect", "conn_reset", "blocked_address", "blocked_port", "blocked_scheme", "bad_row")
 
 
 class Transport(Protocol):
     """One request and its answer; no redirects, no retries."""
 
-    async def get(self, url: str, *, body_for: tuple[int, ...] = (200,)) -> Fetched | Failure:
-        """Fetch one url; read the body only for the statuses named and only if nothing in the headers opts out."""
+    async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
+        """Fetch one url; read the body only of a 200, and of media only if nothing in the headers opts out."""
         ...
 
 
@@ -50,7 +33,7 @@ class ReplayTransport:
         self.answers = answers
         self.requests: list[str] = []
 
-    async def get(self, url: str, *, body_for: tuple[int, ...] = (200,)) -> Fetched | Failure:
+    async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
         """Return the recorded answer."""
         self.requests.append(url)
         return self.answers.get(url, Fetched(404, {}))
@@ -88,9 +71,8 @@ class Fetcher:
             result = await self._polite(url)
             if isinstance(result, Failure) or result.status not in _REDIRECTS:
                 return result if isinstance(result, Failure) else _final(result, url)
-            location = result.headers.get("location", "")
-            target = urljoin(url, location)
-            if not location or len(location) > 8192 or any(ord(char) < 33 for char in location):
+            target = _target(url, result.headers.get("location", ""))
+            if target is None:
                 return Failure("bad_response", "a redirect without a usable Location", url)
             if url.startswith("https:") and target.startswith("http:"):
                 return Failure("bad_response", "a redirect from https to http", url)
@@ -101,27 +83,56 @@ class Fetcher:
         host = self.hosts.of(url)
         if host.broken:
             return Failure("throttled", f"{host.name} failed {self.limits.breaker} times in a row", url)
-        if self.robots and not await host.may_fetch(url, self._robots_txt):
-            return Failure("robots", "robots.txt disallows it", url)
+        refused = await host.refusal(url, self._robots_txt) if self.robots else None
+        if refused is not None:
+            return refused
         async with host.turn():
             result = await self.transport.get(url)
         host.note(isinstance(result, Failure) and result.outcome in TRANSIENT)
         return result
 
-    async def _robots_txt(self, url: str) -> str | None:
-        """Return the text of a robots.txt, an empty text where there is none, null where the host must be left alone."""
-        for _ in range(self.limits.redirects + 1):
-            if check_url(url) is not None:
-                return None
-            result = await self.transport.get(url)
+    async def _robots_txt(self, url: str) -> str | Failure:
+        """Return the text of a robots.txt (empty where there is none), or why the host must be left alone."""
+        result: Fetched | Failure = Failure("robots", "robots.txt redirects for ever", url)
+        hops = tries = 0
+        while hops <= self.limits.redirects:
+            refused = check_url(url)
+            if refused is not None:
+                return refused
+            async with self.hosts.of(url).turn():
+                result = await self.transport.get(url, media=False)
             if isinstance(result, Failure):
-                return None
-            if result.status in _REDIRECTS and "location" in result.headers:
-                url = urljoin(url, result.headers["location"])
+                tries += 1
+                if result.outcome not in TRANSIENT or tries > self.limits.retries:
+                    break
+                await asyncio.sleep(0.2 * 2**tries)
                 continue
-            if result.status == 200:
-                return result.body[:512_000].decode("utf-8-sig", errors="replace")
-            return None if result.status >= 500 else ""
+            target = _target(url, result.headers.get("location", "")) if result.status in _REDIRECTS else None
+            if target is None:
+                break
+            url, hops = target, hops + 1
+        return _robots_answer(result, url)
+
+
+def _robots_answer(result: Fetched | Failure, url: str) -> str | Failure:
+    """Say what an answer for robots.txt means: a host that does not answer at all ends as itself, not as `robots`."""
+    if isinstance(result, Failure):
+        own = result.outcome in (*_UNREACHED, "robots")
+        return result if own else Failure("robots", f"robots.txt cannot be had: {result.outcome}", url)
+    if result.status == 200:
+        return result.body[:512_000].decode("utf-8-sig", errors="replace")
+    if result.status >= 500 or result.status in _REDIRECTS:
+        return Failure("robots", f"robots.txt answers HTTP {result.status}", url)
+    return ""
+
+
+def _target(url: str, location: str) -> str | None:
+    """Return where a redirect leads, by RFC 3986; null when that cannot be told."""
+    if not location or len(location) > 8192 or any(ord(char) < 33 for char in location):
+        return None
+    try:
+        return urljoin(url, location)
+    except ValueError:
         return None
 
 

@@ -16,9 +16,10 @@ _DENIED = tuple(ip_network(text) for text in (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
     "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
     "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32",
-    "::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/32", "2001:db8::/32", "2002::/16",
+    "::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16",
     "3fff::/20", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
 ))  # fmt: skip
+_GLOBAL_UNICAST = ip_network("2000::/3")
 _ISATAP = (0x5EFE, 0x2005EFE)  # the middle of an interface id that holds an IPv4 address
 
 
@@ -88,7 +89,7 @@ def is_public(address: str) -> bool:
         return False
     if any(ip in network for network in _DENIED if network.version == ip.version):
         return False
-    return isinstance(ip, IPv4Address) or _public_isatap(ip)
+    return isinstance(ip, IPv4Address) or (ip in _GLOBAL_UNICAST and _public_isatap(ip))
 
 
 def _public_isatap(ip: IPv6Address) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from protego import Protego
 
+from mmdata.net.answers import Failure
 from mmdata.net.limits import Limits
 
 _NO_AI = ("noai", "noimageai", "noindex", "noimageindex", "none", "noml")
@@ -27,7 +28,7 @@ class Host:
         self.interval_s = limits.host_interval_s
         self._slots = asyncio.Semaphore(limits.per_host)
         self._next = 0.0
-        self._rules: asyncio.Task[Protego | None] | None = None
+        self._rules: asyncio.Task[Protego | Failure] | None = None
 
     @property
     def broken(self) -> bool:
@@ -48,22 +49,24 @@ class Host:
             await asyncio.sleep(start - now)
             yield
 
-    async def may_fetch(self, url: str, read: Callable[[str], Awaitable[str | None]]) -> bool:
-        """Say whether robots.txt allows a url; it is read on the first question."""
+    async def refusal(self, url: str, read: Callable[[str], Awaitable[str | Failure]]) -> Failure | None:
+        """Return why robots.txt, or its absence, forbids a url; null when it may be fetched. It is read once."""
         if self._rules is None:
             parts = urlsplit(url)
             self._rules = asyncio.ensure_future(self._load(f"{parts.scheme}://{parts.netloc}/robots.txt", read))
         rules = await asyncio.shield(self._rules)
-        return rules is not None and bool(rules.can_fetch(url, self.agent))
+        if isinstance(rules, Failure):
+            return Failure(rules.outcome, rules.detail, url)
+        return None if rules.can_fetch(url, self.agent) else Failure("robots", "robots.txt disallows it", url)
 
-    async def _load(self, url: str, read: Callable[[str], Awaitable[str | None]]) -> Protego | None:
+    async def _load(self, url: str, read: Callable[[str], Awaitable[str | Failure]]) -> Protego | Failure:
         text = await read(url)
-        if text is None:
-            return None
+        if isinstance(text, Failure):
+            return text
         rules = Protego.parse(text.replace("\0", ""))
         delay = rules.crawl_delay(self.agent)
         if delay is not None and not 0 <= delay <= MAX_CRAWL_DELAY_S:
-            return None
+            return Failure("robots", f"Crawl-delay {delay:g} s is above {MAX_CRAWL_DELAY_S:g} s", url)
         self.interval_s = max(self.interval_s, delay or 0.0)
         return rules
 

@@ -8,18 +8,18 @@ import pyarrow.compute as pc
 
 from mmdata.engine.keys import plan_keys
 from mmdata.engine.runstore import RunStore, load_generation
-from mmdata.engine.state import State
+from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.view import PartitionView
 from mmdata.schema import ROW
 
 
-def fates(run: RunStore, columns: Sequence[str]) -> pa.Table:
-    """Return one row for each row of the last row space of the newest finished generation.
+def fates(run: RunStore, columns: Sequence[str], number: int | None = None) -> pa.Table:
+    """Return one row for each row of the last row space of a finished generation, by default the newest.
 
     Columns are `reason` (null = kept), `stage` (its name) and those asked for; a column that a dropped row never got is
     null there.
     """
-    number = run.numbers("manifest")[-1]
+    number = run.numbers("manifest")[-1] if number is None else number
     generation = load_generation(run.url, number)
     heads = run.read_json(f"manifest/{number}.json")["heads"]
     keys = plan_keys(generation.plan)
@@ -43,7 +43,7 @@ def _sparse(view: PartitionView, name: str, rows: np.ndarray, space: int) -> pa.
     """Return a column for rows, null where it is not held."""
     home = view.homes_after(len(view.plan.steps))[name]
     field = view.plan.fields[name]
-    ancestors = rows >> (20 * (space - view.home_space(home)))
+    ancestors = rows >> (CHILD_BITS * (space - view.home_space(home)))
     held = np.setdiff1d(np.unique(ancestors), view.held(home).missing(np.unique(ancestors)))
     if not len(held):
         return pa.nulls(len(rows), field.type)

@@ -11,8 +11,9 @@ def forecast_text(forecast: Forecast) -> str:
     if not forecast.tasks_missing:
         return f"generation {forecast.generation}: all is there, nothing to do"
     lines = [f"generation {forecast.generation}: {forecast.partitions} partitions"]
-    for name, held, missing in forecast.steps:
-        verdict = "kept" if not missing else "computed" if not held else f"computed for {missing}, kept for {held}"
+    for name, held, missing, more in forecast.steps:
+        kept = "kept; rows that are new to it are added" if more else "kept"
+        verdict = kept if not missing else "computed" if not held else f"computed for {missing}, kept for {held}"
         lines.append(f"  {name:<16} {verdict}")
     return "\n".join(lines)
 

@@ -68,6 +68,11 @@ class Corpus:
         return list(self.facts["splits"])  # type: ignore[call-overload, no-any-return]
 
     @property
+    def trusted(self) -> bool:
+        """True when all media was encoded by us; other bytes are decoded in the jail."""
+        return bool(self.facts.get("trusted"))
+
+    @property
     def digest(self) -> str:
         """Digest of the manifest: it covers the SHA-256 of every shard."""
         return str(self.facts["digest"])

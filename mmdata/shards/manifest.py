@@ -24,6 +24,7 @@ class Finish:
     licences: dict[str, str]
     columns: dict[str, str]
     digests: dict[str, str]
+    trusted: bool
 
 
 def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], splits: list[str], facts: Finish) -> None:
@@ -50,6 +51,7 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
     store.create_same(f"{folder}/wids.json", _json(wids))
     manifest = seal({
         "version": VERSION, "generation": 1, "plan": facts.plan_name, "plan_digest": facts.plan_digest,
+        "trusted": facts.trusted,
         "samples": sum(sizes.values()), "blocks": len(arrays["blocks"]), "splits": splits, "shards": shards,
         "index": {name: digest for name, digest in sorted(digests.items()) if name.startswith("index/")},
         "columns": facts.columns, "licences": facts.licences, "funnel": facts.funnel,

@@ -35,8 +35,8 @@ UNIT_FIELDS = (
 INDEXES = (("samples", SAMPLE_DTYPE), ("blocks", BLOCK_DTYPE), ("sample_ids", ID_DTYPE))
 
 _MAGIC = (
-    (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"RIFF", "webp"),
-    (b"\0\0\0\x1cftypavif", "avif"), (b"\0\0\0\x20ftypavif", "avif"),
+    (0, b"\xff\xd8\xff", "jpg"), (0, b"\x89PNG", "png"), (0, b"GIF8", "gif"), (8, b"WEBP", "webp"),
+    (4, b"ftypavi", "avif"), (4, b"ftyp", "mp4"),
 )  # fmt: skip
 
 
@@ -146,12 +146,23 @@ def fetch_payload(store: Store, ref: dict[str, Any]) -> bytes:
     """Return the bytes of a payload reference; a set outside the run is a path or URL of its own."""
     foreign = ref["set"].startswith("/") or "://" in ref["set"]
     home = open_store(ref["set"]) if foreign else store.sub(ref["set"])
-    return home.read_range(ref["tar"], ref["offset"], ref["size"])
+    data = home.read_range(ref["tar"], ref["offset"], ref["size"])
+    if digest_bytes(data) != ref["sha256"]:
+        raise RunError(
+            f"{home.url}/{ref['tar']}: the {ref['size']} bytes at {ref['offset']} are not what was stored",
+            hint="the file is damaged or was changed: restore it, or start a new run folder",
+        )
+    return data
 
 
 def suffix_of(data: bytes) -> str:
     """Return the file suffix of media by its first bytes."""
-    return next((suffix for magic, suffix in _MAGIC if data.startswith(magic)), "mp4")
+    for at, magic, suffix in _MAGIC:
+        if data.startswith(magic, at):
+            return suffix
+    raise RunError(
+        f"media that starts with {data[:8]!r} is of no known kind", hint="add a stage that decodes it, such as `measure`"
+    )
 
 
 def _index_blocks(record: dict[str, Any], placed: list[Member], start: int) -> list[tuple[Any, ...]]:
@@ -184,7 +195,7 @@ def _commit(place: EmitPlace, name: str, arrays: dict[str, np.ndarray]) -> dict[
     digests = {f"{name}.tar": digest_file(path)}
     target = f"{place.folder}/{name}.tar"
     if not place.store.create_from(target, path) and digest_bytes(place.store.read(target)) != digests[f"{name}.tar"]:
-        raise RunError(f"{target} exists with other bytes", hint="run `mmdata gc`, or use a new run folder")
+        raise RunError(f"{target} exists with other bytes", hint="use a new run folder")
     path.unlink()
     for index, array in arrays.items():
         data = array.tobytes()

@@ -47,6 +47,7 @@ class Download(Map, Resize):
 
     name: ClassVar[str] = "download"
     whole: ClassVar[bool] = True
+    not_in_key: ClassVar[set[str]] = {"resources", "connections", "contact"}
 
     limits: Limits = Limits()
     connections: Annotated[int, Field(ge=1, le=4096)] = 64

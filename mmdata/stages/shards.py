@@ -5,8 +5,9 @@ from references, texts and JSON, so shard borders are drawn before a byte of med
 """
 
 import json
+import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -119,7 +120,7 @@ def _record(blocks: list[dict[str, object]], carried: list[str], sink: Shards) -
         facts["blocks"] = [_block_json(block, carried) for block in blocks]
     else:
         facts |= {"caption": head["text"], **{name: head[name] for name in carried}}
-    text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(_finite(facts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     group = next((str(block[sink.group]) for block in blocks if block[sink.group] is not None), str(head["sample_id"]))
     record = {
         "order": order_of(sink.seed, str(head["sample_id"])),
@@ -132,10 +133,20 @@ def _record(blocks: list[dict[str, object]], carried: list[str], sink: Shards) -
     return {**record, "bytes": record_bytes(record)}
 
 
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return a value with null for numbers that JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
 def _block_json(block: dict[str, object], carried: list[str]) -> dict[str, object]:
     if block["media"] is None:
-        return {"type": "text", "text": block["text"]}
-    return {"type": block["media"], "url": block["url"], **{name: block[name] for name in carried}}
+        return {"type": "text", "position": block["position"], "text": block["text"]}
+    facts = {name: block[name] for name in carried}
+    return {"type": block["media"], "position": block["position"], "url": block["url"], **facts}
 
 
 def _split_of(group: str, sink: Shards) -> int:

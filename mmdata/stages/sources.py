@@ -45,7 +45,7 @@ class Catalog(Source):
     def located(self, home: Path) -> "Catalog":
         """Return itself with absolute paths."""
         data = None if self.data is None else str(home / self.data)
-        return self.model_copy(update={"file": str(home / self.file), "data": data})
+        return Catalog(file=str(home / self.file), entry=self.entry, data=data, partition_rows=self.partition_rows)
 
     def licences(self) -> dict[str, str]:
         """Return the entry's licence."""
@@ -136,7 +136,8 @@ class Folder(Source):
         return sorted(found)
 
     def _digest(self, names: list[str]) -> str:
-        stats = [(name, (Path(self.path) / name).stat()) for name in names]
+        paths = [path for name in names for path in (Path(self.path) / name, (Path(self.path) / name).with_suffix(".txt"))]
+        stats = [(path.name, path.stat()) for path in paths if path.is_file()]
         return digest_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     def _row(self, name: str) -> dict[str, object]:

@@ -11,14 +11,14 @@ from mmdata.stages.verbs import Batch, Split, SplitFn, WorkerContext
 class SplitCaptions(Split):
     """Make a row of each caption of a media item; empty and repeated captions make none.
 
-    A row with one caption or none becomes one row with its text unchanged, so nothing is lost here.
+    A row with one caption or none, and every block of a document, becomes one row with its text unchanged.
     """
 
     name: ClassVar[str] = "split_captions"
 
     def reads(self) -> tuple[str, ...]:
-        """Read the text and the further captions."""
-        return ("text", "captions")
+        """Read the text, the further captions, and whether the row is a block of a document."""
+        return ("text", "captions", "document")
 
     def writes(self) -> tuple[pa.Field, ...]:
         """Write the text anew, and which caption it is."""
@@ -32,13 +32,13 @@ class SplitCaptions(Split):
         parents: list[int] = []
         texts: list[str | None] = []
         kinds: list[str | None] = []
-        pairs = zip(batch.table.column("text").to_pylist(), batch.table.column("captions").to_pylist(), strict=True)
-        for index, (text, captions) in enumerate(pairs):
+        columns = (batch.table.column(name).to_pylist() for name in self.reads())
+        for index, (text, captions, document) in enumerate(zip(*columns, strict=True)):
             seen = {text}
             parents.append(index)
             texts.append(text)
             kinds.append(None)
-            for caption in captions or ():
+            for caption in () if document else captions or ():
                 if caption["text"] and caption["text"] not in seen:
                     seen.add(caption["text"])
                     parents.append(index)

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from mmdata.config import Model
 from mmdata.schema import ROW
@@ -33,8 +34,8 @@ T = TypeVar("T")
 class Resources(Model):
     """What one task of a stage holds while it runs."""
 
-    cpus: int = 1
-    gpus: float = 0.0
+    cpus: Annotated[int, Field(ge=1)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
 
 
 @dataclass
@@ -92,6 +93,9 @@ class Definition(Model):
 class Stage(Definition):
     """A step between source and sink."""
 
+    # Fields that change how fast a stage works, or for whom, but not what comes out.
+    not_in_key: ClassVar[set[str]] = {"resources"}
+
     resources: Resources = Resources()
 
     @abstractmethod
@@ -110,7 +114,7 @@ class Stage(Definition):
 class Map(Stage, ABC):
     """Adds columns."""
 
-    # A whole-partition Map sees all its rows in one batch; the others see at most `BATCH_ROWS` at a time.
+    # A whole-partition Map sees all its rows in one batch; the others see them in chunks.
     whole: ClassVar[bool] = False
 
     @abstractmethod
@@ -258,5 +262,5 @@ class Sink(Definition, ABC):
 
 def judged(reasons: Sequence[str | None], values: Sequence[float | None] | None = None) -> pa.Table:
     """Return the verdict table of a Filter."""
-    numbers = values if values is not None else [None] * len(reasons)
+    numbers = [None if value is None else float(value) for value in values or [None] * len(reasons)]
     return pa.table({"reason": pa.array(reasons, pa.string()), "value": pa.array(numbers, pa.float32())})

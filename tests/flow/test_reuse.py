@@ -1,5 +1,6 @@
 """Work = rows needed minus rows held: what is done again after a change, and what is not."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,15 +62,16 @@ def test_a_changed_threshold_is_verdicts_and_shards_only(tmp_path: Path, server:
     assert server.requests.total() == asked
     assert {name for name, num in result.computed.items() if num} == {"keep"}
     assert result.generation == 2
-    assert corpus_digest(tmp_path / "run") != first
-    # The first plan again: its generation is still there whole.
+    second = corpus_digest(tmp_path / "run")
+    assert second != first
+    # The first plan again: its generation is still there whole, and `corpus` and the funnel are its own.
     again = run_small(small_plan(tmp_path), tmp_path / "run", SerialExecutor(), server)
     assert (again.generation, again.fresh) == (1, False)
-    assert again.corpus is not None
+    assert corpus_digest(tmp_path / "run") == first
+    assert json.loads((tmp_path / "run/funnel.json").read_text(encoding="utf-8")) == again.funnel
     fresh = run_small(small_plan(tmp_path / "b", THRESHOLD), tmp_path / "b/run", SerialExecutor(), server)
     assert fresh.funnel == result.funnel
-    assert fresh.corpus is not None
-    assert corpus_digest(tmp_path / "b/run") == corpus_digest(tmp_path / "run")
+    assert corpus_digest(tmp_path / "b/run") == second
 
 
 def test_a_stage_added_in_the_middle_is_that_column_and_what_follows(tmp_path: Path, server: DemoServer) -> None:
@@ -78,7 +80,7 @@ def test_a_stage_added_in_the_middle_is_that_column_and_what_follows(tmp_path: P
     middle = ("  - text_rules", "  - keep: {column: aspect, at_most: 2.0}\n  - text_rules")
     plan = small_plan(tmp_path, middle)
     forecast = Runner(plan, str(tmp_path / "run"), server.allow).forecast()
-    kept = {name for name, _, missing in forecast.steps if not missing}
+    kept = {name for name, _, missing, _ in forecast.steps if not missing}
     assert {"split_captions", "download", "measure", "text_rules", "clip_score"} <= kept
     result = run_small(plan, tmp_path / "run", SerialExecutor(), server)
     assert server.requests.total() == asked
