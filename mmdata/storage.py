@@ -9,7 +9,6 @@ import errno
 import hashlib
 import os
 import secrets
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmdata.errors import ConfigError, RunError
+from mmdata.failpoint import failpoint
 
 TEMP_PREFIX = ".tmp-"
 _COPY_BYTES = 1 << 20
@@ -181,10 +181,12 @@ class LocalStore(Store):
 
     def _publish(self, file: IO[bytes], final: Path) -> bool:
         os.fsync(file.fileno())
+        failpoint("synced")
         try:
             os.link(file.name, final)
         except FileExistsError:
             return False
+        failpoint("linked")
         _sync(final.parent)
         return True
 
@@ -290,22 +292,3 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-_hits: dict[str, int] = {}
-
-
-def failpoint(name: str) -> None:
-    """Do what `FAILPOINT=name:nth:kill|raise|stop` asks at the nth pass of a commit step; cost one look-up otherwise."""
-    wanted = os.environ.get("FAILPOINT")
-    if wanted is None:
-        return
-    point, nth, action = wanted.split(":")
-    if point not in (name, "any"):
-        return
-    _hits[point] = _hits.get(point, 0) + 1
-    if _hits[point] != int(nth):
-        return
-    if action == "raise":
-        raise OSError(errno.EIO, f"fail-point {name}")
-    os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)

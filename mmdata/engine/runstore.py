@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdata.errors import ConfigError, RunError
+from mmdata.failpoint import failpoint
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
-from mmdata.storage import Store, digest_bytes, failpoint, open_store
+from mmdata.storage import Store, digest_bytes, open_store
 
 
 @dataclass(frozen=True)

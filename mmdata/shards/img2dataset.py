@@ -63,17 +63,19 @@ class Shard:
 
     def write(self, items: Iterable[tuple[int, Item]]) -> None:
         """Write rows in order."""
-        tar = TarFile(self.scratch / f"{self.name}.tar")
-        for index, item in items:
-            record = self._record(index, item)
-            self.records.append(record)
-            if item.data is not None:
-                members = {item.suffix: item.data, "json": json.dumps(record, indent=4).encode()}
-                if "caption" in item.columns:
-                    members["txt"] = str(item.columns["caption"] or "").encode()
-                placed = tar.write(str(record["key"]), members)
-                self.members[index] = next(member for member in placed if member.name.endswith(f".{item.suffix}"))
-        tar.close()
+        with TarFile(self.scratch / f"{self.name}.tar") as tar:
+            for index, item in items:
+                record = self._record(index, item)
+                self.records.append(record)
+                if item.data is not None:
+                    placed = tar.write(str(record["key"]), self._members(item, record, item.data))
+                    self.members[index] = next(member for member in placed if member.name.endswith(f".{item.suffix}"))
+
+    def _members(self, item: Item, record: dict[str, object], data: bytes) -> dict[str, bytes]:
+        members = {item.suffix: data, "json": json.dumps(record, indent=4).encode()}
+        if "caption" in item.columns:
+            members["txt"] = str(item.columns["caption"] or "").encode()
+        return members
 
     def commit(self, store: Store, folder: str) -> None:
         """Create the tar, the parquet and, last, the stats file whose presence marks the shard as done."""

@@ -5,7 +5,7 @@ member and pads to 512, so every offset is known before a byte is written; that 
 """
 
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Self
 
 BLOCK = 512
 RECORD = 10_240
@@ -39,6 +39,12 @@ class TarFile:
         self._file: BinaryIO = path.open("wb")
         self._writer = TarWriter(self._file, encoder=False, mtime=0)
         self.offset = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write(self, key: str, members: dict[str, bytes]) -> list[Member]:
         """Append one sample and return where its members lie, in the order they were written."""

@@ -108,26 +108,33 @@ def choose(records: pa.Table, unit: dict[str, Any]) -> pa.Table:
 def write_unit(place: EmitPlace, name: str, unit: dict[str, Any], records: pa.Table) -> dict[str, str]:
     """Write one shard and its index pieces; return the SHA-256 of each file by name."""
     path = place.scratch / f"{name}.tar"
-    tar = TarFile(path)
     rows: dict[str, list[tuple[Any, ...]]] = {index: [] for index, _ in INDEXES}
-    for index, record in enumerate(records.to_pylist()):
-        start = tar.offset
-        members = _members(place.store, record)
-        placed = tar.write(f"{place.unit:05d}{index:06d}", members)
-        blocks = _index_blocks(record, placed, start)
-        # Indexes of a unit count their blocks from 0; the manifest step adds what comes before.
-        rows["samples"].append((
-            place.unit, len(blocks), unit["split"], len(rows["blocks"]),
-            start // TAR_BLOCK, (tar.offset - start) // TAR_BLOCK, 0,
-        ))  # fmt: skip
-        rows["blocks"] += blocks
-        rows["sample_ids"].append((int(record["sample_id"][:16], 16), int(record["sample_id"][16:], 16)))
-    tar.close()
+    with TarFile(path) as tar:
+        for index, record in enumerate(records.to_pylist()):
+            _write_sample(tar, place, unit, index, record, rows)
     if records.num_rows != unit["samples"] or path.stat().st_size != unit["bytes"]:
         raise RunError(f"{name}.tar: {records.num_rows} samples, {path.stat().st_size} bytes, but the borders said {unit}")
     arrays = {index: np.array(rows[index], dtype=dtype) for index, dtype in INDEXES}
     _checksums(path, arrays["samples"])
     return _commit(place, name, arrays)
+
+
+def _write_sample(
+    tar: TarFile,
+    place: EmitPlace,
+    unit: dict[str, Any],
+    index: int,
+    record: dict[str, Any],
+    rows: dict[str, list[tuple[Any, ...]]],
+) -> None:
+    start = tar.offset
+    placed = tar.write(f"{place.unit:05d}{index:06d}", _members(place.store, record))
+    blocks = _index_blocks(record, placed, start)
+    # Indexes of a unit count their blocks from 0; the manifest step adds what comes before.
+    sizes = (start // TAR_BLOCK, (tar.offset - start) // TAR_BLOCK)
+    rows["samples"].append((place.unit, len(blocks), unit["split"], len(rows["blocks"]), *sizes, 0))
+    rows["blocks"] += blocks
+    rows["sample_ids"].append((int(record["sample_id"][:16], 16), int(record["sample_id"][16:], 16)))
 
 
 def _members(store: Store, record: dict[str, Any]) -> dict[str, bytes]:

@@ -42,8 +42,9 @@ def run_command(folder: Path, server: DemoServer, **env: str) -> subprocess.Comp
     )  # fmt: skip
 
 
-# The small plan passes about 115 commit steps; the seed says at which of them the driver is killed.
-KILLS = sorted(random.Random(7).sample(range(1, 110), 10))
+# The small plan passes 450 fail-points (before and after every object appears, and after every commit step); the seed says
+# at which of them the driver is killed.
+KILLS = sorted(random.Random(7).sample(range(1, 450), 10))
 
 
 @pytest.mark.parametrize("nth", KILLS)
