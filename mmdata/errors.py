@@ -59,6 +59,11 @@ def _rebuild(cls: type[MmdataError], message: str, hint: str | None, state: dict
     return error
 
 
+def printable(text: str) -> str:
+    """Return a text for a terminal: control characters from the data do not reach it raw."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest known word, or all of them."""
     names = sorted(known)

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from mmdata.cli import demo, explain, plan, run, sample, schema, status, train
-from mmdata.errors import MmdataError
+from mmdata.errors import MmdataError, printable
 
 app = typer.Typer(
     name="mmdata",
@@ -26,7 +26,7 @@ def main() -> None:
     try:
         app()
     except MmdataError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mmdata.errors import printable
+
 PlanFile = Annotated[Path, typer.Argument(help="A plan, as YAML", metavar="PLAN")]
 RunDir = Annotated[str, typer.Option("--run-dir", help="Folder of the run: manifest, ledger and data", metavar="D")]
 Allow = Annotated[
@@ -16,9 +18,9 @@ Allow = Annotated[
 
 def say(text: str) -> None:
     """Print data."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def tell(text: str) -> None:
     """Print what is not data."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")

@@ -1,5 +1,6 @@
 """Read one sample of a corpus: its blocks in order, texts as text, images as pixels."""
 
+import atexit
 import json
 import threading
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from mmdata.media import Jail, decode
 from mmdata.shards import KINDS, Corpus
 from mmdata.shards.corpus import SUFFIXES
 
-_LOCAL = threading.local()
+_JAIL, _LOCK = Jail(), threading.Lock()
+atexit.register(_JAIL.close)
 
 
 class Block(NamedTuple):
@@ -49,12 +51,10 @@ def _block(record: np.void, members: dict[str, bytes], meta: dict[str, object], 
         return Block(kind, texts[position] if isinstance(document, list) else members["txt"].decode(), None)
     suffix = SUFFIXES[int(record["suffix"])]
     data = members[f"{position}.{suffix}" if isinstance(document, list) else suffix]
-    return Block(kind, None, decode(data) if trusted else _jail().decode(data))
+    return Block(kind, None, decode(data) if trusted else _decode_foreign(data))
 
 
-def _jail() -> Jail:
-    """Return this thread's jail: a corpus made of foreign files holds bytes that we did not encode."""
-    if not hasattr(_LOCAL, "jail"):
-        _LOCAL.jail = Jail()
-    jail: Jail = _LOCAL.jail
-    return jail
+def _decode_foreign(data: bytes) -> np.ndarray:
+    """Decode bytes that we did not encode (a corpus made of foreign files) in this process's one jail."""
+    with _LOCK:
+        return _JAIL.decode(data)

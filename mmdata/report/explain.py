@@ -10,7 +10,7 @@ from mmdata.engine.keys import plan_keys
 from mmdata.engine.runstore import Generation, Partition, RunStore, load_generation
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.view import PartitionView
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, printable
 from mmdata.plan import written
 from mmdata.schema import ROW
 
@@ -96,5 +96,5 @@ def _columns(view: PartitionView, space: int, row: np.ndarray) -> dict[str, Any]
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    printable = "".join(char if char.isprintable() else "\ufffd" for char in text)
-    return printable if len(printable) <= 200 else printable[:200] + "…"
+    plain = printable(text).replace("\n", " ")
+    return plain if len(plain) <= 200 else plain[:200] + "…"
