@@ -187,7 +187,7 @@ class LocalStore(Store):
         except FileExistsError:
             return False
         failpoint("linked")
-        _sync(final.parent)
+        sync(final.parent)
         return True
 
 
@@ -286,7 +286,8 @@ def walk_temps(root: Path) -> Iterator[Path]:
     yield from root.rglob(f"{TEMP_PREFIX}*")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Let a file's or folder's bytes reach the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

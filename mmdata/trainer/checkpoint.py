@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 
 from mmdata.errors import ConfigError
-from mmdata.storage import digest_file
+from mmdata.storage import digest_file, sync
 from mmdata.text import Tokenizer
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.model import Transformer
@@ -74,11 +74,11 @@ def save(
     digests = {name: digest_file(temp / name) for name in FILES}
     (temp / "state.json").write_text(json.dumps({**state, "files": digests}, indent=1), encoding="utf-8")
     for path in temp.iterdir():
-        _sync(path)
+        sync(path)
     if final.exists():  # an earlier attempt that was found damaged
         shutil.rmtree(final)
     temp.rename(final)
-    _sync(folder)
+    sync(folder)
     return final
 
 
@@ -118,11 +118,3 @@ def _flat(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
