@@ -54,6 +54,8 @@ BASE_NAMES: tuple[str, ...] = tuple(column.name for column in ROW_COLUMNS)
 # Row number in its row space, and the outcome that a stage's own trouble gave to the row (null = fine).
 ROW = "_row"
 OUTCOME = "_outcome"
+# Number of the row's partition, where rows of several come together.
+PARTITION = "_partition"
 
 VERDICT_FIELDS: tuple[pa.Field, ...] = (
     pa.field(ROW, pa.int64()),

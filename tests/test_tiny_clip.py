@@ -1,6 +1,7 @@
 """The small CLIP: it is open_clip's own format, and it scores as its card says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,21 @@ def test_preprocessing_is_open_clips_own(scorer: Scorer) -> None:
         left = model.eval().encode_image(torch.stack([preprocess(Image.fromarray(image)) for image in images]), normalize=True)
         right = model.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
     assert np.abs((left * right).sum(-1).numpy() - scorer.score(images, texts)).max() < 1e-5
+
+
+def test_an_architecture_by_name_reads_local_weights(tmp_path: Path) -> None:
+    import open_clip
+
+    config = json.loads((TINY_CLIP_FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "own-arch.json").write_text(json.dumps(config["model_cfg"]), encoding="utf-8")
+    open_clip.add_model_config(tmp_path / "own-arch.json")
+    spec = OpenClip(model="own-arch", weights=str(TINY_CLIP_FOLDER / "open_clip_model.safetensors"), batch=4)
+    images, texts = pairs(4)
+    with ScorerSpec(open_clip=spec).open("cpu", 1) as named:
+        scores = named.score(images, texts)
+    assert np.isfinite(scores).all()
+    assert scores.mean() > named.score(images, texts[1:] + texts[:1]).mean()
+    assert len(ScorerSpec(open_clip=spec).weights()) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ import polars as pl
 import pyarrow as pa
 import xxhash
 
-from mmdata.schema import ROW, VERDICT_FIELDS
-
-PARTITION = "_partition"
+from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
 
 
 def bucket_of(values: pa.ChunkedArray, num_buckets: int) -> np.ndarray:

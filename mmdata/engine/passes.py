@@ -16,11 +16,11 @@ from mmdata.engine.state import State
 from mmdata.engine.task import Task
 from mmdata.engine.view import PartitionView
 from mmdata.plan import Plan
+from mmdata.schema import PARTITION
 from mmdata.shards.units import EmitPlace
 from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter
 
 MAX_BUCKETS = 64
-PARTITION = "_partition"
 
 
 def num_buckets(num_partitions: int) -> int:

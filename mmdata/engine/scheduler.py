@@ -105,9 +105,8 @@ class Scheduler:
         segment, partition = self.generation.plan.segments[index], self.generation.partitions[unit]
         head = self.heads.get(unit)
         own = [self.keys[step.index] for step in segment.steps]
-        scopes = [getattr(step.stage, "scope", None) for step in segment.steps]
         places = [step.index for step in segment.steps]
-        key = short(["segment", own, places, scopes, partition.ident, head["result"] if head else self.keys[-1], verdicts])
+        key = short(["segment", own, places, partition.ident, head["result"] if head else self.keys[-1], verdicts])
         return Task(
             self.job, "segment", index, unit, key,
             inputs={} if head is None else {unit: head["key"]}, verdicts=verdicts,

@@ -106,7 +106,8 @@ class PartitionView:
 
     def documents(self, state: State) -> Documents | None:
         """Return which rows of the current space are blocks of documents; null when none is."""
-        homes = {name: self._base_home(name, state.space) for name in ("sample_id", "document", "media")}
+        all_homes = self.homes_in(state.space)
+        homes = {name: all_homes[name] for name in ("sample_id", "document", "media")}
         table = self.columns(homes, state.rows, state.space)
         flags = table.column("document").to_numpy()
         if not flags.any():
@@ -114,14 +115,10 @@ class PartitionView:
         codes = np.unique(table.column("sample_id").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
         return Documents(np.where(flags, codes, -1), table.column("media").is_valid().to_numpy())
 
-    def _base_home(self, name: str, space: int) -> int:
-        """Return which step last wrote a base column, up to a row space."""
-        home = SOURCE
-        for step in self.plan.steps:
-            if isinstance(step.stage, Split) and step.space < space:
-                rewritten = {"sample_id", "position"} | {field.name for field in step.stage.writes()}
-                home = step.index if name in rewritten else home
-        return home
+    def homes_in(self, space: int) -> dict[str, int]:
+        """Return where each column lies for the rows of a row space."""
+        last = max((step.index + 1 for step in self.plan.steps if self.home_space(step.index) <= space), default=0)
+        return self.homes_after(last)
 
     def homes_after(self, num_steps: int) -> dict[str, int]:
         """Return where each column lies after the first steps of the plan."""

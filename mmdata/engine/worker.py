@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from mmdata.engine.keys import keys_of, short
 from mmdata.engine.ledger import account
-from mmdata.engine.passes import PARTITION, run_pass
+from mmdata.engine.passes import run_pass
 from mmdata.engine.runstore import Generation, RunStore, partitions_of
 from mmdata.engine.segment import SegmentRun
 from mmdata.engine.state import State
@@ -23,6 +23,7 @@ from mmdata.engine.view import PartitionView
 from mmdata.engine.worker_cache import WorkerCache
 from mmdata.errors import MmdataError, PartitionError, RunError
 from mmdata.plan import Plan
+from mmdata.schema import PARTITION
 from mmdata.storage import digest_bytes
 
 

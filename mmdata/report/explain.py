@@ -11,7 +11,6 @@ from mmdata.engine.runstore import Generation, Partition, RunStore, load_generat
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.view import PartitionView
 from mmdata.errors import ConfigError, printable
-from mmdata.plan import written
 from mmdata.schema import ROW
 
 _STATE = ("reason", "stage", "keeper_id", "keeper_position", "value")
@@ -42,19 +41,13 @@ def _in_partition(view: PartitionView, generation: Generation, head: str, sample
     for space in range(len(set(fates.column("space").to_pylist()))):
         rows = fates.filter(pc.equal(fates.column("space"), space))
         numbers = rows.column(ROW).to_numpy()
-        home = {"sample_id": _home(view, "sample_id", space)}
+        home = {"sample_id": view.homes_in(space)["sample_id"]}
         ids = view.columns(home, numbers, space).column("sample_id").to_pylist()
         for place, ident in enumerate(ids):
             if ident.startswith(sample_id):
                 fate = {name: rows.column(name)[place].as_py() for name in _STATE}
                 texts.append(_row_text(view, generation.partitions.index(view.partition), space, numbers[place], fate, record))
     return texts
-
-
-def _home(view: PartitionView, name: str, space: int) -> int:
-    """Return where a column lies for rows of a space."""
-    last = max((step.index + 1 for step in view.plan.steps if view.home_space(step.index) <= space), default=0)
-    return view.homes_after(last)[name]
 
 
 def _row_text(view: PartitionView, unit: int, space: int, row: int, fate: dict[str, Any], record: dict[str, Any]) -> str:
@@ -79,12 +72,7 @@ def _row_text(view: PartitionView, unit: int, space: int, row: int, fate: dict[s
 
 def _columns(view: PartitionView, space: int, row: np.ndarray) -> dict[str, Any]:
     """Return every column that is held for one row, those of its ancestors included."""
-    homes: dict[str, int] = {field.name: -1 for source in view.plan.source for field in source.fields()}
-    for step in view.plan.steps:
-        if view.home_space(step.index) <= space:
-            homes |= {field.name: step.index for field in written(step.stage)}
-            if view.home_space(step.index) > step.space:
-                homes |= {"sample_id": step.index}
+    homes = view.homes_in(space)
     values: dict[str, Any] = {}
     for name, home in homes.items():
         ancestor = row >> (CHILD_BITS * (space - view.home_space(home)))

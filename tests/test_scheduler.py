@@ -1,0 +1,81 @@
+"""The scheduler: no barrier that is not needed, and what is in flight is bounded by bytes."""
+
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from mmdata.engine import Runner, Task, TaskReport, scheduler
+from mmdata.engine.worker import run_task
+from mmdata.plan import Plan
+from mmdata.stages.keep import Keep
+from mmdata.stages.measure import Measure
+from mmdata.stages.sources import Folder
+from mmdata.stages.verbs import Resources
+from tests.conftest import encode
+from tests.corpus import draw
+
+
+class Lazy:
+    """An executor of four slots that does one task whenever the scheduler has nothing more to hand it: the last it got."""
+
+    slots = 4
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Task, Future[TaskReport]]] = []
+        self.order: list[tuple[int, int]] = []
+        self.most_bytes = 0
+
+    def submit(self, task: Task) -> Future[TaskReport]:
+        future: Future[TaskReport] = Future()
+        self.waiting.append((task, future))
+        self.most_bytes = max(self.most_bytes, sum(each.bytes for each, _ in self.waiting))
+        return future
+
+    def work(self) -> None:
+        """Do the task that came last."""
+        task, future = self.waiting.pop()
+        self.order.append((task.step, task.unit))
+        future.set_result(run_task(task))
+
+    def cancel(self, task: Task) -> None:
+        """Nothing runs between calls."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Lazy:
+    source = folder / "images"
+    source.mkdir()
+    for number in range(6):
+        (source / f"{number}.png").write_bytes(encode(draw("red", "bar")))
+    stages = (Measure(), Keep(column="width", at_least=1, resources=Resources(cpus=2)))  # two segments
+    plan = Plan(name="lazy", source=(Folder(path=str(source), partition_rows=1),), stages=stages)
+    lazy = Lazy()
+
+    def wait(flying: object, **_: object) -> tuple[set[object], set[object]]:
+        futures = list(flying)  # type: ignore[call-overload]
+        lazy.work()
+        return {future for future in futures if future.done()}, set()
+
+    monkeypatch.setattr(scheduler, "wait", wait)
+    result = Runner(plan, str(folder / "run")).execute(lazy, quiet=True)
+    assert result.funnel["kept"] == 6
+    return lazy
+
+
+def test_a_partition_flows_on_while_others_have_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = run(tmp_path, monkeypatch).order
+    assert len(order) == 12
+    first_second = order.index(next(item for item in order if item[0] == 1))
+    assert first_second < 6  # a second segment ran before all first ones had
+
+
+def test_bytes_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    free = run(tmp_path / "a", monkeypatch).most_bytes
+    one = free // 4
+    monkeypatch.setattr(scheduler, "BYTES_IN_FLIGHT", 2 * one)
+    (tmp_path / "b").mkdir()
+    assert run(tmp_path / "b", monkeypatch).most_bytes == 2 * one
