@@ -5,6 +5,7 @@
     ├── RecordError      one row: it carries the outcome that the row ends with
     ├── PartitionError   one attempt at one task: it is tried again, then counted against the run
     └── RunError         the run: everything written so far stays valid
+        └── BusyError    another run holds the folder
 
 Each says what is wrong and where; `hint` says what to do.
 """
@@ -51,6 +52,12 @@ class PartitionError(MmdataError):
 
 class RunError(MmdataError):
     """The run cannot go on; what it wrote is valid and the same command resumes it."""
+
+
+class BusyError(RunError):
+    """Another run holds the folder, or has taken it over; nothing was touched since."""
+
+    exit_code = 4
 
 
 def _rebuild(cls: type[MmdataError], message: str, hint: str | None, state: dict[str, object]) -> MmdataError:

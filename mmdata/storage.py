@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.failpoint import failpoint
+from mmdata.failpoint import step
 
 TEMP_PREFIX = ".tmp-"
 _COPY_BYTES = 1 << 20
@@ -180,14 +180,15 @@ class LocalStore(Store):
             path.unlink(missing_ok=True)
 
     def _publish(self, file: IO[bytes], final: Path) -> bool:
-        os.fsync(file.fileno())
-        failpoint("synced")
+        with step("sync"):
+            os.fsync(file.fileno())
         try:
-            os.link(file.name, final)
+            with step("link"):
+                os.link(file.name, final)
         except FileExistsError:
             return False
-        failpoint("linked")
-        sync(final.parent)
+        with step("folder"):
+            sync(final.parent)
         return True
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.failpoint import failpoint
+from mmdata.failpoint import step
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import Store, digest_bytes, open_store
@@ -108,8 +108,8 @@ class RunStore:
         """Create the next column file of a key and partition."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
-        self.store.create_same(f"columns/{key}/{ident}.{number}.parquet", buffer.getvalue())
-        failpoint("columns")
+        with step("columns"):
+            self.store.create_same(f"columns/{key}/{ident}.{number}.parquet", buffer.getvalue())
 
     def record(self, key: str) -> dict[str, Any] | None:
         """Return the record of a finished task."""
@@ -121,10 +121,10 @@ class RunStore:
 
     def commit(self, key: str, record: dict[str, Any], state: bytes) -> dict[str, Any]:
         """Write a task's fates, then its record; the first record wins and is returned."""
-        self.store.create(f"tasks/{key}.{digest_bytes(state)[:16]}.parquet", state)
-        failpoint("state")
-        self.store.create(f"tasks/{key}.json", _json(record))
-        failpoint("record")
+        with step("state"):
+            self.store.create(f"tasks/{key}.{digest_bytes(state)[:16]}.parquet", state)
+        with step("record"):
+            self.store.create(f"tasks/{key}.json", _json(record))
         found: dict[str, Any] = self.read_json(f"tasks/{key}.json")
         return found
 
@@ -144,8 +144,8 @@ class RunStore:
                 batches = part.combine_chunks().to_batches()
                 empty = pa.RecordBatch.from_pydict({n: [] for n in part.schema.names}, schema=part.schema)
                 writer.write_batch(batches[0] if batches else empty)
-        self.store.create_same(f"passes/{name}.arrow", buffer.getvalue())
-        failpoint("pass")
+        with step("pass"):
+            self.store.create_same(f"passes/{name}.arrow", buffer.getvalue())
 
     def has_pass(self, name: str) -> bool:
         """Say whether a pass has written this."""
@@ -161,13 +161,13 @@ class RunStore:
 
     def create_generation(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a run is asked, before it starts."""
-        self.store.create(f"generations/{number}.json", _json(facts))
-        failpoint("generation")
+        with step("generation"):
+            self.store.create(f"generations/{number}.json", _json(facts))
 
     def create_manifest(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a generation came to; nothing is written after it."""
-        self.store.create(f"manifest/{number}.json", _json(facts))
-        failpoint("manifest")
+        with step("manifest"):
+            self.store.create(f"manifest/{number}.json", _json(facts))
 
 
 def load_generation(url: str, number: int) -> Generation:

@@ -32,6 +32,8 @@ class Task:
     unit         partition number, bucket, or shard
     key          names what it commits
     inputs       record keys it builds on, by partition number
+    careful      an attempt at it ended badly: stages work in a disposable child, and the row that ends it is found
+    deadline_s   after so many seconds in flight it is cancelled
     """
 
     job: Job
@@ -45,6 +47,7 @@ class Task:
     cpus: int = 1
     gpus: float = 0.0
     holds_model: bool = False
+    careful: bool = False
     deadline_s: float = 3600.0
     bytes: int = 0
     label: str = ""
@@ -57,12 +60,13 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What a finished task says: its key, its record, how long it took, where."""
+    """What a finished task says: its key, its record, how long it took (as a whole and by step), where."""
 
     key: str
     record: dict[str, Any]
     seconds: float
     worker: str
+    step_seconds: dict[int, float] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -78,7 +82,7 @@ class Executor(Protocol):
         ...
 
     def cancel(self, task: Task) -> None:
-        """Stop a task, ending its worker if it must."""
+        """Stop a task, ending its worker if it must; its future fails with a PartitionError."""
         ...
 
     def close(self) -> None:

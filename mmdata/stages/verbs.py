@@ -32,10 +32,22 @@ T = TypeVar("T")
 
 
 class Resources(Model):
-    """What one task of a stage holds while it runs."""
+    """What one task of a stage holds while it runs, and what it may not exceed.
+
+    memory_mib  beyond what its worker held before; a task with GPUs is not held to it
+    call_s      one call of the stage may take this long, or
+    row_s       this long a row, whichever is more
+    """
 
     cpus: Annotated[int, Field(ge=1)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
+    memory_mib: Annotated[int, Field(ge=64)] = 3072
+    call_s: Annotated[float, Field(gt=0)] = 60.0
+    row_s: Annotated[float, Field(gt=0)] = 2.0
+
+    def deadline_s(self, rows: int) -> float:
+        """Return how long a call over so many rows may take."""
+        return max(self.call_s, self.row_s * rows)
 
 
 @dataclass
