@@ -1,7 +1,8 @@
 """YAML 1.2 into frozen models; every mistake is reported as file:line, what, and a hint.
 
-Decided here: scalars follow the YAML 1.2 core schema (`3e-4` is a number, `on` and `no` are words). Tags are refused,
-keys are unique, and a document may not expand to more than 100,000 nodes, so neither code nor alias bombs get in.
+Decided here: scalars follow the YAML 1.2 core schema (`3e-4` is a number, `on` and `no` are words), and a word is never
+taken for a number or a flag. Tags are refused, keys are unique, and a document may not expand to more than 100,000 nodes,
+so neither code nor alias bombs get in.
 """
 
 import re
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mmdata.errors import ConfigError, did_you_mean
 
 MAX_NODES = 100_000
+MAX_CHARS = 8 << 20
 Path_ = tuple[str | int, ...]
 
+_MAX_DIGITS = 4300  # as Python has it for whole numbers
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, object] = {
@@ -61,7 +64,8 @@ class Document:
 def read_yaml(path: Path) -> Document:
     """Parse one YAML file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARS + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file", hint="check the spelling; paths are relative to here") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -71,8 +75,14 @@ def read_yaml(path: Path) -> Document:
 
 def parse_yaml(text: str, name: str) -> Document:
     """Parse YAML text; `name` stands in messages."""
+    if len(text) > MAX_CHARS:
+        raise ConfigError(
+            f"{name}:1: longer than {MAX_CHARS:,} characters", hint="a definition is written by hand; a list is data"
+        )
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ConfigError(f"{name}:1: nests too deep", hint="a definition needs a few levels") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
@@ -110,9 +120,9 @@ class _Builder:
     def _pairs(self, node: yaml.Node, path: Path_) -> Iterator[tuple[str, object]]:
         seen: set[str] = set()
         for key_node, value_node in node.value:
-            key = str(key_node.value)
             line = key_node.start_mark.line + 1
             self._check_tag(key_node, line, ("str", "int", "float", "bool", "null", "merge"))
+            key = self._text(key_node, line)
             if key in seen:
                 raise ConfigError(f"{self.document.name}:{line}: `{key}` is given twice", hint="remove one of them")
             if key == "<<":
@@ -123,13 +133,21 @@ class _Builder:
 
     def _scalar(self, node: yaml.ScalarNode, line: int) -> object:
         self._check_tag(node, line, ("str", "int", "float", "bool", "null", "timestamp", "merge", "value"))
+        text = self._text(node, line)
         if node.style is not None:
-            return node.value
-        if node.value in _WORDS:
-            return _WORDS[node.value]
-        if _INT.fullmatch(node.value):
-            return int(node.value)
-        return float(node.value) if _FLOAT.fullmatch(node.value) else node.value
+            return text
+        if text in _WORDS:
+            return _WORDS[text]
+        if len(text) <= _MAX_DIGITS and _INT.fullmatch(text):
+            return int(text)
+        return float(text) if _FLOAT.fullmatch(text) else text
+
+    def _text(self, node: yaml.Node, line: int) -> str:
+        try:
+            str(node.value).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{self.document.name}:{line}: half of a surrogate pair is no text") from None
+        return str(node.value)
 
     def _check_tag(self, node: yaml.Node, line: int, known: tuple[str, ...]) -> None:
         short = node.tag.removeprefix("tag:yaml.org,2002:")
@@ -150,9 +168,29 @@ def build(cls: type[ModelT], document: Document, path: Path_ = (), value: object
             hint=f"its keys are: {', '.join(cls.model_fields)}",
         )
     try:
-        return cls.model_validate(data)
+        model = cls.model_validate(data)
     except ValidationError as error:
         raise _explain(cls, error, document, path) from None
+    for loc, given, made in _bent(data, model, ()):
+        key = ".".join(str(step) for step in loc)
+        raise ConfigError(
+            f"{document.where(path + loc)}: `{key}` is {made!r:.80} where {given!r:.80} is written",
+            hint="write numbers without quotes, and flags as true or false",
+        )
+    return model
+
+
+def _bent(given: object, made: object, path: Path_) -> Iterator[tuple[Path_, object, object]]:
+    """Yield what pydantic took for a number or a flag although it is written as something else."""
+    if isinstance(given, dict):
+        values = made if isinstance(made, dict) else getattr(made, "__dict__", {})
+        for key, value in given.items():
+            yield from _bent(value, values.get(key), (*path, key))
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for index, (one, other) in enumerate(zip(given, made, strict=False)):
+            yield from _bent(one, other, (*path, index))
+    elif isinstance(made, int | float) and isinstance(given, str | bool) and type(given) is not type(made):
+        yield path, given, made
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, document: Document, path: Path_) -> ConfigError:
@@ -198,5 +236,13 @@ def one_key(document: Document, path: Path_, known: list[str], what: str) -> tup
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", type(None): "nothing"}
+    kinds = {
+        bool: "a flag",
+        dict: "a mapping",
+        list: "a list",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        type(None): "nothing",
+    }
     return kinds.get(type(value), type(value).__name__)

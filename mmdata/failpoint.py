@@ -63,6 +63,11 @@ def failpoint(point: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
 
 
+def reset() -> None:
+    """Count from the start again, for a test in the same process."""
+    _hits.clear()
+
+
 def _first(file: str) -> bool:
     """Say whether this process is the one to act: the one that creates the file."""
     try:

@@ -50,6 +50,8 @@ ROW_COLUMNS: tuple[Column, ...] = (
 )
 BASE_FIELDS: tuple[pa.Field, ...] = tuple(column.field() for column in ROW_COLUMNS)
 BASE_NAMES: tuple[str, ...] = tuple(column.name for column in ROW_COLUMNS)
+# Every source says of every row what it had to mend; the leading `_` keeps it out of the samples' JSON.
+REPAIRED = Column("_repaired", pa.string(), "names", "what was mended in the row's texts: nul, utf8, cut; null = nothing").field()
 
 # Row number in its row space, and the outcome that a stage's own trouble gave to the row (null = fine).
 ROW = "_row"

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdata import failpoint
 from mmdata.demo import DemoServer, serving
 from mmdata.engine import Executor
+
+# The stages of another package, found by its entry points: here and, by the environment, in every worker.
+PLUGIN = str(Path(__file__).parent / "fire/plugin")
+sys.path.insert(0, PLUGIN)
+os.environ["PYTHONPATH"] = os.pathsep.join([PLUGIN, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAILPOINT", raising=False)
+    failpoint.reset()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mmdata.engine import Runner
-from mmdata.executors import SerialExecutor
+from mmdata.executors import InlineExecutor
 from mmdata.loader import keyed
 from mmdata.plan import Plan
 from mmdata.stages.measure import Measure
@@ -35,6 +35,6 @@ def make_corpus(folder: Path, num: int, val: float = 0.0) -> str:
         (source / f"{number:04d}.txt").write_text(f"a {color} {shape}", encoding="utf-8")
     sink = Shards(samples=max(4, num // 3), splits={"val": val} if val else {})
     plan = Plan(name="shapes", source=(Folder(path=str(source)),), stages=(Measure(),), sink=sink)
-    result = Runner(plan, str(folder / "run")).execute(SerialExecutor(), quiet=True)
+    result = Runner(plan, str(folder / "run")).execute(InlineExecutor(), quiet=True)
     assert result.corpus is not None
     return result.corpus

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdata.errors import ConfigError
-from mmdata.loader import Loader, RowPlan, keyed, pack
-from mmdata.shards import open_corpus
-from mmdata.shards.corpus import Corpus
+from mmdata.errors import ConfigError, RunError
+from mmdata.loader import Loader, RowPlan, keyed, pack, read_sample
+from mmdata.shards import Corpus, open_corpus
 from tests.corpus import make_corpus
+from tests.fire.damage import edit_index
 
 
 @pytest.fixture(scope="module")
@@ -90,23 +91,55 @@ def test_a_state_of_another_configuration_is_refused(corpus: Corpus) -> None:
         loader(corpus, seed=1).restore(state)
 
 
+def break_shard(url: str, byte: int) -> str:
+    """Change one byte of the first shard and return the shard's name."""
+    shard = Path(url) / open_corpus(url).shards[0]
+    data = bytearray(shard.read_bytes())
+    data[byte] ^= 1
+    shard.unlink()
+    shard.write_bytes(data)
+    return shard.name
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     url = make_corpus(tmp_path, num=6)
-    damaged = open_corpus(url)
-    shard = Path(url) / damaged.shards[0]
-    data = bytearray(shard.read_bytes())
-    data[600] ^= 1
-    shard.chmod(0o644)
-    shard.write_bytes(data)
-    from mmdata.errors import RunError
+    name = break_shard(url, 600)
+    with pytest.raises(RunError, match=rf"{name}: sample 0 at byte 0 is not what was written"):
+        open_corpus(url).read(0)
 
-    with pytest.raises(RunError, match=rf"{damaged.shards[0]}: sample 0 at byte 0 is not what was written"):
-        damaged.read(0)
+
+def test_a_row_that_cannot_be_read_stays_the_next_one(tmp_path: Path) -> None:
+    url = make_corpus(tmp_path, num=40)
+    whole = loader(open_corpus(url))
+    first, state = next(whole).items, whole.state()
+    name = break_shard(url, 600)
+    damaged = loader(open_corpus(url))
+    rows, errors = [], []
+    for _ in range(40):
+        try:
+            rows.append(next(damaged).items)
+        except RunError as error:
+            errors.append(str(error))
+    assert rows[0] == first
+    assert len(set(errors)) == 1
+    assert len(rows) + len(errors) == 40
+    assert f"{name}: sample 0 at byte 0" in errors[0]
+    assert damaged.row == len(rows)
+    damaged.restore(state)
+    assert damaged.row == 1
+
+
+def test_a_sample_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    url = make_corpus(tmp_path, num=6)
+    name = break_shard(url, open_corpus(url).blocks_of(0)[0]["offset"])
+    length = int(open_corpus(url).samples[0]["length"]) * 512
+    xxh3 = xxhash.xxh3_64_intdigest((Path(url) / name).read_bytes()[:length])
+    edit_index(Path(url), "samples", lambda samples: samples["xxh3"].__setitem__(0, xxh3), sealed=True)
+    with pytest.raises(RunError, match=rf"{name}: sample 0 at byte 0 cannot be decoded: not an image of a known format"):
+        read_sample(open_corpus(url), 0)
 
 
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
-    from mmdata.errors import RunError
-
     url = make_corpus(tmp_path, num=3)
     manifest = Path(url) / "corpus.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"samples": 3', '"samples": 4', 1), encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdata.engine import Runner, Task, TaskReport, scheduler
+from mmdata.engine import Runner, Task, TaskReport, flights
 from mmdata.engine.worker import run_task
 from mmdata.plan import Plan
 from mmdata.stages.keep import Keep
@@ -59,7 +59,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Lazy:
         lazy.work()
         return {future for future in futures if future.done()}, set()
 
-    monkeypatch.setattr(scheduler, "wait", wait)
+    monkeypatch.setattr(flights, "wait", wait)
     result = Runner(plan, str(folder / "run")).execute(lazy, quiet=True)
     assert result.funnel["kept"] == 6
     return lazy
@@ -76,6 +76,6 @@ def test_bytes_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "a").mkdir()
     free = run(tmp_path / "a", monkeypatch).most_bytes
     one = free // 4
-    monkeypatch.setattr(scheduler, "BYTES_IN_FLIGHT", 2 * one)
+    monkeypatch.setattr(flights, "BYTES_IN_FLIGHT", 2 * one)
     (tmp_path / "b").mkdir()
     assert run(tmp_path / "b", monkeypatch).most_bytes == 2 * one

@@ -1,8 +1,11 @@
 """A shard's bytes follow from its content; damage is found; others can read it."""
 
 import json
+import sys
 import tarfile
+import threading
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdata.errors import RunError
+from mmdata.errors import ConfigError, RunError
+from mmdata.shards import open_corpus, verify
 from mmdata.shards.img2dataset import Item, Shard
 from mmdata.shards.tar import TarFile, member_bytes, tar_bytes
 from mmdata.shards.units import borders, record_bytes, suffix_of
-from mmdata.storage import open_store
+from mmdata.storage import LocalStore, open_store
+from tests.corpus import make_corpus
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(["jpg", "json", "txt"]), st.binary(max_size=2000), min_size=1), max_size=8))
@@ -115,7 +120,47 @@ def test_numpy_index_records_are_small() -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_corpus(tmp_path: Path) -> None:
-    from mmdata.shards import open_corpus
-
     with pytest.raises(RunError, match=r"no corpus.json"):
         open_corpus(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"not a corpus: it has no corpus.json"):
+        verify(str(tmp_path))
+
+
+def test_a_whole_corpus_is_whole_whoever_reads_it(tmp_path: Path) -> None:
+    url = make_corpus(tmp_path, num=12, val=0.3)
+    verdicts = [verify(url, workers=workers) for workers in (1, 3)]
+    for verdict in verdicts:
+        assert verdict.whole
+        assert (verdict.samples, verdict.unlisted) == (12, ())
+        assert verdict.bytes == sum(path.stat().st_size for path in Path(url).glob("*.tar"))
+
+
+def test_verify_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, said, read, asked = make_corpus(tmp_path, num=12), [], LocalStore.open, threading.Event()
+
+    def slow(store: LocalStore, name: str) -> IO[bytes]:
+        if name.endswith(".tar"):
+            assert asked.wait(10)
+        return read(store, name)
+
+    def progress(done: int, total: int) -> None:
+        said.append((done, total))
+        asked.set()
+
+    monkeypatch.setattr(LocalStore, "open", slow)
+    monkeypatch.setattr(sys.modules["mmdata.shards.verify"], "TICK_S", 0.01)
+    assert verify(url, workers=1, progress=progress).whole
+    assert said[0] == (0, sum(path.stat().st_size for path in Path(url).glob("*.tar")))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [((), "neither a corpus nor a run folder"), (("run.json",), "no generation of this run has made a corpus")],
+)
+def test_verify_needs_a_corpus(made: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    from mmdata.cli.verify import command
+
+    for name in made:
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        command(str(tmp_path))

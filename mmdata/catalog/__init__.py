@@ -1,7 +1,11 @@
 """Catalog entries and the readers of each published format."""
 
 from mmdata.catalog.entry import Columns, Entry, load_entry
-from mmdata.catalog.files import Slice, count_rows, list_files, read_raw
-from mmdata.catalog.rows import to_rows
+from mmdata.catalog.files import list_files, open_list
+from mmdata.catalog.lists import ListFile, Raw, UnreadableError
+from mmdata.catalog.rows import Origin, clean_text, to_rows
 
-__all__ = ["Columns", "Entry", "Slice", "count_rows", "list_files", "load_entry", "read_raw", "to_rows"]
+__all__ = [
+    "Columns", "Entry", "ListFile", "Origin", "Raw", "UnreadableError", "clean_text", "list_files", "load_entry", "open_list",
+    "to_rows",
+]  # fmt: skip

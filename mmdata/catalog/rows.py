@@ -1,24 +1,27 @@
 """Raw rows of a published list into rows: ids, texts made safe, documents unrolled into blocks.
 
 Decided here: `sample_id` is the entry's own id where that is 32 lower-case hex digits (DataComp's uid), else 128 bits of
-SHA-256 over entry, file name and row number. Texts lose NUL characters and are cut at 64 KiB on a character boundary.
+SHA-256 over entry, file name and row number; another id of the entry's own is data, to be carried. Texts lose NUL
+characters, what is no UTF-8 is replaced, and they are cut at 64 KiB on a character boundary; the row says which of that
+was needed. A url is never mended: it would be another address.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from mmdata.catalog.entry import Entry
-from mmdata.catalog.files import Raw
-from mmdata.schema import BASE_FIELDS, CAPTION, OUTCOME
+from mmdata.catalog.lists import Raw
+from mmdata.schema import BASE_FIELDS, CAPTION, OUTCOME, REPAIRED
 
 MAX_TEXT_BYTES = 64 * 1024
 MAX_BLOCKS = 65_535  # what the index of a corpus can count
 _HEX32 = re.compile(r"[0-9a-f]{32}")
-_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_NO_URL = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class Origin(NamedTuple):
@@ -35,50 +38,72 @@ class _Block(NamedTuple):
     url: str | None
     text: str | None
     bad: bool
+    repairs: set[str]
 
 
-def to_rows(entry: Entry, raw: Raw, parts: dict[str, str], origin: Origin) -> pa.Table:
-    """Return rows with the base columns, the carried columns and `_outcome`."""
+def to_rows(entry: Entry, chunks: Iterable[Raw], parts: dict[str, str], origin: Origin) -> pa.Table:
+    """Return rows with the base columns, what was mended in them, the carried columns and `_outcome`."""
+    schema = pa.schema([*BASE_FIELDS, REPAIRED, *entry.carried(), pa.field(OUTCOME, pa.string())])
+    tables, seen = [schema.empty_table()], set[str]()
+    for raw in chunks:
+        columns = _columns(entry, raw, parts)
+        picked = columns.pop("raw_row")
+        ids = pa.array(_sample_ids(entry, _part(raw, parts, "sample_id"), origin, seen), pa.string())
+        source = pa.array([origin.source] * len(picked), pa.string())
+        tables.append(pa.table({"sample_id": ids.take(picked), "source": source, **columns}).select(schema.names).cast(schema))
+        origin = origin._replace(first_row=origin.first_row + raw.num_rows)
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _columns(entry: Entry, raw: Raw, parts: dict[str, str]) -> dict[str, pa.Array]:
+    """Return what a chunk's rows have but their ids and their source; `raw_row` says which row of the chunk each came from."""
     documents = entry.shape == "documents"
-    blocks = list(_document_blocks(raw, parts)) if documents else _pair_blocks(raw, parts)
-    ids = _sample_ids(raw, parts, origin, unique=documents)
-    captions = _captions(entry, raw)
-    carried, wrong = _carry(entry, raw)
-    bad = [block.bad or block.raw_row in wrong for block in blocks]
+    repairs: list[set[str]] = [set() for _ in raw.bad]
+    blocks = list(_document_blocks(raw, parts) if documents else _pair_blocks(raw, parts))
+    captions = _captions(entry, raw, repairs)
+    carried, wrong = _carry(entry, raw, repairs)
     picked = pa.array([block.raw_row for block in blocks], pa.int64())
-    base = {
-        "sample_id": pa.array([ids[block.raw_row] for block in blocks], pa.string()),
+    bad = ["bad_row" if block.bad or block.raw_row in wrong else None for block in blocks]
+    mended = [",".join(sorted(block.repairs | repairs[block.raw_row])) or None for block in blocks]
+    media = [entry.media if block.url is not None or block.bad else None for block in blocks]
+    return {
+        "raw_row": picked,
         "position": pa.array([block.position for block in blocks], pa.int32()),
         "document": pa.array([documents] * len(blocks), pa.bool_()),
         "url": pa.array([block.url for block in blocks], pa.string()),
         "text": pa.array([block.text for block in blocks], pa.string()),
-        "media": pa.array([entry.media if block.url is not None or block.bad else None for block in blocks], pa.string()),
-        "source": pa.array([origin.source] * len(blocks), pa.string()),
+        "media": pa.array(media, pa.string()),
         "captions": captions.take(picked),
+        REPAIRED.name: pa.array(mended, pa.string()),
+        **{name: column.take(picked) for name, column in carried.items()},
+        OUTCOME: pa.array(bad, pa.string()),
     }
-    outcome = pa.array(["bad_row" if flag else None for flag in bad], pa.string())
-    schema = pa.schema([*BASE_FIELDS, *entry.carried(), pa.field(OUTCOME, pa.string())])
-    return pa.table({**base, **{name: column.take(picked) for name, column in carried.items()}, OUTCOME: outcome}, schema=schema)
 
 
-def _pair_blocks(raw: Raw, parts: dict[str, str]) -> list[_Block]:
-    urls = raw.columns[parts["url"]]
-    texts = raw.columns[parts["text"]] if "text" in parts else [None] * raw.num_rows
-    return [
-        _Block(row, 0, _safe(url), clean_text(_safe(text)), wrong or not _plausible(url) or not _is_text(text))
-        for row, (url, text, wrong) in enumerate(zip(urls, texts, raw.bad, strict=True))
-    ]
+def _part(raw: Raw, parts: dict[str, str], part: str) -> list[Any]:
+    """Return the values of the column that plays a part; nulls when none does."""
+    return raw.columns[parts[part]] if part in parts else [None] * raw.num_rows
+
+
+def _pair_blocks(raw: Raw, parts: dict[str, str]) -> Iterator[_Block]:
+    columns = (_part(raw, parts, "url"), _part(raw, parts, "text"), raw.bad)
+    for row, (url, text, bad) in enumerate(zip(*columns, strict=True)):
+        repairs: set[str] = set()
+        wrong = bad or not _plausible(url) or not _is_text(text)
+        yield _Block(row, 0, _shown(url), clean_text(text, repairs) if isinstance(text, str) else None, wrong, repairs)
 
 
 def _document_blocks(raw: Raw, parts: dict[str, str]) -> Iterator[_Block]:
     """Unroll `images[i] | texts[i]`, of which exactly one is given, as OBELICS has them."""
-    columns = (raw.columns[parts["images"]], raw.columns[parts["texts"]], raw.bad)
+    columns = (_part(raw, parts, "images"), _part(raw, parts, "texts"), raw.bad)
     for row, (images, texts, bad) in enumerate(zip(*columns, strict=True)):
         if bad or not _aligned(images, texts):
-            yield _Block(row, 0, None, None, True)
+            yield _Block(row, 0, None, None, True, set())
             continue
         for position, (url, text) in enumerate(zip(images, texts, strict=True)):
-            yield _Block(row, position, _safe(url), clean_text(text), url is not None and not _plausible(url))
+            repairs: set[str] = set()
+            wrong = url is not None and not _plausible(url)
+            yield _Block(row, position, _shown(url), clean_text(text, repairs), wrong, repairs)
 
 
 def _aligned(images: object, texts: object) -> bool:
@@ -91,35 +116,48 @@ def _aligned(images: object, texts: object) -> bool:
     )
 
 
-def clean_text(text: str | None) -> str | None:
-    """Return a text without NUL, valid as UTF-8 and at most 64 KiB; null stays null."""
+def clean_text(text: str | None, repairs: set[str]) -> str | None:
+    """Return a text without NUL, valid as UTF-8 and at most 64 KiB; null stays null. `repairs` gets what had to be done."""
     if text is None:
         return None
-    data = text.replace("\0", "").encode("utf-8", errors="replace")
-    return data[:MAX_TEXT_BYTES].decode("utf-8", errors="ignore")
+    if "\0" in text:
+        text = text.replace("\0", "")
+        repairs.add("nul")
+    text = _valid(text, repairs)
+    if len(data := text.encode()) > MAX_TEXT_BYTES:
+        text = data[:MAX_TEXT_BYTES].decode(errors="ignore")
+        repairs.add("cut")
+    return text
+
+
+def _valid(text: str, repairs: set[str]) -> str:
+    """Return a text that UTF-8 can hold."""
+    if _SURROGATE.search(text) is None:
+        return text
+    repairs.add("utf8")
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _is_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _safe(value: object) -> str | None:
-    """Return a value if it is text, with what UTF-8 cannot hold replaced."""
-    return value.encode("utf-8", errors="replace").decode() if isinstance(value, str) else None
-
-
 def _plausible(url: object) -> bool:
-    return isinstance(url, str) and bool(url) and _CONTROL.search(url) is None
+    return isinstance(url, str) and 0 < len(url) <= MAX_TEXT_BYTES and _NO_URL.search(url) is None
 
 
-def _sample_ids(raw: Raw, parts: dict[str, str], origin: Origin, *, unique: bool) -> list[str]:
+def _shown(url: object) -> str | None:
+    """Return a url as a row can hold it; one that needed mending is a bad row's."""
+    return clean_text(url, set()) if isinstance(url, str) else None
+
+
+def _sample_ids(entry: Entry, own: list[Any], origin: Origin, seen: set[str]) -> list[str]:
     """Return the id of each raw row. Blocks are held together by their document's id, so that may not repeat."""
-    own = raw.columns[parts["sample_id"]] if "sample_id" in parts else [None] * raw.num_rows
-    ids, seen = [], set()
-    for row, value in enumerate(own):
-        good = isinstance(value, str) and _HEX32.fullmatch(value) and not (unique and value in seen)
-        ids.append(value if good else _hash_id(origin, origin.first_row + row))
-        seen.add(value if isinstance(value, str) else None)
+    ids = []
+    for row, value in enumerate(own, start=origin.first_row):
+        good = isinstance(value, str) and _HEX32.fullmatch(value) and not (entry.shape == "documents" and value in seen)
+        ids.append(value if good else _hash_id(origin, row))
+        seen.add(ids[-1])
     return ids
 
 
@@ -127,39 +165,39 @@ def _hash_id(origin: Origin, row: int) -> str:
     return hashlib.sha256(f"{origin.source}\0{origin.file}\0{row}".encode()).hexdigest()[:32]
 
 
-def _captions(entry: Entry, raw: Raw) -> pa.Array:
+def _captions(entry: Entry, raw: Raw, repairs: list[set[str]]) -> pa.Array:
     """Return the further captions of each raw row: texts, or lists of texts; what is neither is no caption."""
-    rows: list[list[dict[str, str | None]]] = [[] for _ in range(raw.num_rows)]
+    rows: list[list[dict[str, str | None]]] = [[] for _ in raw.bad]
     for name in entry.columns.captions:
-        for row, value in zip(rows, raw.columns[name], strict=True):
+        for row, mended, value in zip(rows, repairs, raw.columns.get(name, [None] * raw.num_rows), strict=True):
             texts = value if isinstance(value, list) else [value]
-            row.extend({"text": clean_text(text), "kind": name} for text in texts if isinstance(text, str))
+            row.extend({"text": clean_text(text, mended), "kind": name} for text in texts if isinstance(text, str))
     return pa.array([row or None for row in rows], pa.list_(CAPTION))
 
 
-def _carry(entry: Entry, raw: Raw) -> tuple[dict[str, pa.Array], set[int]]:
+def _carry(entry: Entry, raw: Raw, repairs: list[set[str]]) -> tuple[dict[str, pa.Array], set[int]]:
     """Return the carried columns, and the raw rows of which a value is not of its column's type."""
     columns: dict[str, pa.Array] = {}
     wrong: set[int] = set()
     for field in entry.carried():
-        values = raw.columns[field.name]
+        values = raw.columns.get(field.name, [None] * raw.num_rows)
         try:
             columns[field.name] = pa.array(values, field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError):
-            cells = [_cell(value, field.type) for value in values]
+            cells = [_cell(value, field.type, mended) for value, mended in zip(values, repairs, strict=True)]
             wrong |= {row for row, (_, good) in enumerate(cells) if not good}
             columns[field.name] = pa.array([value for value, _ in cells], field.type)
     return columns, wrong
 
 
-def _cell(value: object, kind: pa.DataType) -> tuple[object, bool]:
+def _cell(value: object, kind: pa.DataType, repairs: set[str]) -> tuple[object, bool]:
     """Return one value as its column wants it, and whether that was possible. An empty cell of a CSV is null."""
     if value is None or (value == "" and not pa.types.is_string(kind)):
         return None, True
+    text = _valid(value, repairs) if isinstance(value, str) else value
     try:
-        text = _safe(value) if isinstance(value, str) else value
         if pa.types.is_string(kind):
-            return str(text), True
+            return (None, False) if isinstance(text, list | dict) else (str(text), True)
         number = pa.scalar(text, pa.string()).cast(kind) if isinstance(text, str) else pa.scalar(text).cast(kind)
         return number.as_py(), True
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, ValueError):

@@ -1,13 +1,16 @@
 """The entry point: commands by name, errors for people, exit codes that tell the truth.
 
-0 done · 1 the run stopped · 2 nothing was started because something asked for is wrong · 130 interrupted
+0 done · 1 the run stopped · 2 nothing was started because something asked for is wrong · 3 done, but partitions were given
+up within the budget · 4 another run holds the folder · 130 interrupted · 143 terminated
 """
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
-from mmdata.cli import demo, explain, plan, run, sample, schema, status, train
+from mmdata.cli import demo, explain, gc, plan, run, sample, schema, status, train, verify
 from mmdata.errors import MmdataError, printable
 
 app = typer.Typer(
@@ -17,12 +20,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (run, plan, status, explain, train, sample, demo, schema):
+for module in (run, plan, status, explain, verify, gc, train, sample, demo, schema):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 
 
+class Stopped(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Ctrl-C and SIGTERM let workers end and say how to go on; a second one does not wait."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except MmdataError as error:
@@ -31,6 +48,7 @@ def main() -> None:
     except OSError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command resumes\n")
-        raise SystemExit(130) from None
+    except Stopped as stopped:
+        word = "interrupted" if stopped.number == signal.SIGINT else "terminated"
+        sys.stderr.write(f"\n{word}; what is done is kept, and the same command goes on from there\n")
+        raise SystemExit(128 + stopped.number) from None

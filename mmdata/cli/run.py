@@ -17,6 +17,9 @@ def command(  # noqa: PLR0913, PLR0917 - each is a flag
     executor: Annotated[str, typer.Option(help="serial, processes or ray")] = "processes",
     workers: Annotated[int | None, typer.Option(min=1, help="Workers; default: one a core")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; implies --executor ray")] = None,
+    max_failed: Annotated[int | None, typer.Option(min=0, help="Partitions that may be given up; else the plan's budget")] = None,
+    max_dropped: Annotated[float | None, typer.Option(min=0, max=1, help="Share of rows that may be dropped; likewise")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Serve Prometheus metrics there", metavar="HOST:PORT")] = None,
 ) -> None:
     """Run PLAN. The same command again resumes it."""
     from mmdata.engine import Runner
@@ -25,7 +28,9 @@ def command(  # noqa: PLR0913, PLR0917 - each is a flag
     from mmdata.report.table import forecast_text, funnel_text
 
     loaded = load_plan(plan)
-    runner = Runner(loaded if until is None else loaded.until(until), run_dir, tuple(allow or ()), limit)
+    changes = {"failed_partitions": max_failed, "dropped_share": max_dropped}
+    budget = loaded.budget.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    runner = Runner(loaded if until is None else loaded.until(until), run_dir, tuple(allow or ()), limit, budget, metrics=metrics)
     forecast = runner.forecast()
     tell(forecast_text(forecast))
     if dry_run:
@@ -36,3 +41,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is a flag
     finally:
         pool.close()
     say(funnel_text(result))
+    if result.failed:
+        tell(f"{len(result.failed)} partitions were given up; the same command tries them again. The first:")
+        tell("  " + next(iter(result.failed.values())))
+        raise typer.Exit(3)

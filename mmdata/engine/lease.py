@@ -1,20 +1,23 @@
 """Who may write to a run folder: the holder of the highest `lease/EPOCH`, taken by conditional create.
 
 A holder proves that it lives by a counter that it keeps raising. Another driver takes over when the counter has stood
-still for a while by its own monotonic clock, or at once when the holder was a process of this machine that has ended.
+still for a while by its own monotonic clock, or at once when the holder was a process of this machine that has ended. A
+holder that was stopped for so long finds the higher epoch before it writes anything that counts, and ends.
 """
 
 import json
 import os
-import platform
 import secrets
 import threading
-import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from mmdata.errors import RunError
-from mmdata.storage import Store
+from mmdata.clock import Clock
+from mmdata.engine.runstore import highest
+from mmdata.errors import BusyError, RunError
+from mmdata.failpoint import step
+from mmdata.storage import Store, host, started
 
 BEAT_S = 1.0
 STILL_S = 10.0
@@ -23,44 +26,55 @@ STILL_S = 10.0
 class Lease:
     """Held while the context is open."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, clock: Clock | None = None) -> None:
+        self.store, self.clock = store, clock or Clock()
         self.epoch = 0
+        self._beaten = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        epochs = self._epochs()
-        current = epochs[-1] if epochs else 0
+        current = self._highest()
         if current and not self._ended(current):
-            raise RunError(
+            raise BusyError(
                 f"{self.store.url}: another run is at work ({self._describe(current)})",
                 hint="wait for it or stop it; its lease ends by itself when it dies",
             )
-        mine = {"host": _host(), "pid": os.getpid(), "start": _start_of(os.getpid()), "nonce": secrets.token_hex(8)}
-        if not self.store.create(f"lease/{current + 1}", json.dumps(mine).encode()):
-            raise RunError(f"{self.store.url}: another run has just started", hint="wait for it")
-        self.epoch = current + 1
+        mine = {"host": host(), "pid": os.getpid(), "start": started(os.getpid()), "nonce": secrets.token_hex(8)}
+        with step("lease"):
+            taken = self.store.create(f"lease/{current + 1}", json.dumps(mine).encode())
+        if not taken:
+            raise BusyError(f"{self.store.url}: another run has just started", hint="wait for it")
+        self.epoch, self._beaten = current + 1, self.clock.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
         self._thread.join()
-        self.store.put(f"lease/{self.epoch}.end", b"")
+        with suppress(OSError, RunError):  # a full disk: the process' end says the same
+            self.store.put(f"lease/{self.epoch}.end", b"")
 
-    def _epochs(self) -> list[int]:
-        return sorted(int(name) for name in self.store.list("lease") if name.isdigit())
+    def check(self, *, now: bool = False) -> None:
+        """Raise BusyError when another run may have taken over: asked at once, or when this one has stood still."""
+        if (now or self.clock.monotonic() - self._beaten > STILL_S / 2) and self.store.exists(f"lease/{self.epoch + 1}"):
+            raise BusyError(
+                f"{self.store.url}: this run stood still for so long that another took over ({self._describe(self.epoch + 1)})",
+                hint="nothing is lost: the other run goes on from what was done",
+            )
+
+    def _highest(self) -> int:
+        return highest(self.store, "lease/{}")
 
     def _ended(self, epoch: int) -> bool:
         if self.store.exists(f"lease/{epoch}.end"):
             return True
         holder = self._holder(epoch)
-        if holder["host"] == _host() and holder["start"]:  # where the kernel tells when a process started
-            return bool(_start_of(holder["pid"]) != holder["start"])
-        seen, since = self._counter(epoch), time.monotonic()
-        while time.monotonic() - since < STILL_S:
-            time.sleep(BEAT_S / 2)
+        if holder["host"] == host() and holder["start"] and started(holder["pid"]) != holder["start"]:
+            return True  # where the kernel tells when a process started
+        seen, since = self._counter(epoch), self.clock.monotonic()
+        while self.clock.monotonic() - since < STILL_S:
+            self.clock.sleep(BEAT_S / 2)
             if self._counter(epoch) != seen:
                 return False
         return True
@@ -84,23 +98,7 @@ class Lease:
         count = 0
         while not self._done.wait(BEAT_S):
             count += 1
-            self.store.put(f"lease/{self.epoch}.beat", str(count).encode())
-
-
-def _host() -> str:
-    """Name this machine and this boot of it, so that a process number means something."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - not a path of ours
-            return f"{platform.node()}/{file.read().strip()}"
-    except OSError:
-        return platform.node()
-
-
-def _start_of(pid: int) -> str:
-    """Return when a process started, in the kernel's count; empty when there is none (numbers are used again)."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - not a path of ours
-            fields = file.read().rpartition(")")[2].split()
-            return "" if fields[0] in "ZX" else fields[19]
-    except OSError:
-        return ""
+            with suppress(OSError, RunError):  # the run itself meets the same trouble and says so
+                self.store.put(f"lease/{self.epoch}.beat", str(count).encode())
+                if not self.store.exists(f"lease/{self.epoch + 1}"):
+                    self._beaten = self.clock.monotonic()

@@ -8,7 +8,44 @@ from typing import Any
 
 from mmdata.engine.state import State
 from mmdata.errors import RunError
+from mmdata.plan import Budget
 from mmdata.schema import SPLIT
+
+
+class Ledger:
+    """The newest record of every partition, without what only workers need, and totals kept as records come in."""
+
+    def __init__(self) -> None:
+        self.heads: dict[int, dict[str, Any]] = {}
+        self.dropped: Counter[str] = Counter()
+        self.settled = 0
+
+    def settle(self, unit: int, record: dict[str, Any]) -> None:
+        """Let a record be the newest of its partition."""
+        self._count(self.heads.get(unit), -1)
+        self._count(record, 1)
+        self.heads[unit] = {name: value for name, value in record.items() if name not in ("digests", "steps")}
+
+    def forget(self, unit: int) -> None:
+        """Take out a partition that is given up: none of its rows is in this generation."""
+        self._count(self.heads.pop(unit, None), -1)
+
+    def check(self, budget: Budget) -> None:
+        """Raise RunError when more rows were dropped than the budget allows."""
+        dropped, limit = sum(self.dropped.values()), budget.dropped_share
+        if self.settled >= budget.after_rows and dropped > limit * self.settled:
+            most = ", ".join(f"{reason} {num:,}" for reason, num in self.dropped.most_common(3))
+            raise RunError(
+                f"budget: {dropped:,} of {self.settled:,} rows were dropped ({dropped / self.settled:.1%}), more than "
+                f"{limit:.1%}; most: {most}",
+                hint="mend the cause and run the same command, or raise `budget: {dropped_share: ...}` in the plan",
+            )
+
+    def _count(self, record: dict[str, Any] | None, sign: int) -> None:
+        if record is not None:
+            for reason, num in record["dropped"].items():
+                self.dropped[reason] += sign * num
+            self.settled += sign * (record["kept"] + sum(record["dropped"].values()))
 
 
 def account(state: State) -> dict[str, Any]:

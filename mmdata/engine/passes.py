@@ -15,12 +15,19 @@ from mmdata.engine.runstore import Generation, Partition, RunStore
 from mmdata.engine.state import State
 from mmdata.engine.task import Task
 from mmdata.engine.view import PartitionView
+from mmdata.failpoint import step
 from mmdata.plan import Plan
 from mmdata.schema import PARTITION
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter
+from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter, SourceSlice
 
 MAX_BUCKETS = 64
+NOTHING = Partition(0, "nothing", 0, SourceSlice("", "", 0, 0))  # stands in for the partitions of an empty source
+
+
+def num_scattered(generation: Generation) -> int:
+    """Return how many units a Scatter has."""
+    return max(1, len(generation.partitions))
 
 
 def num_buckets(num_partitions: int) -> int:
@@ -40,8 +47,7 @@ def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, 
     """Run one unit of one pass; return what is recorded of it."""
     this = passes_of(generation.plan, task.step)[task.pass_index]
     name = f"{task.key}/{task.pass_index}/{task.unit}"
-    idents = [partition.ident for partition in generation.partitions]
-    buckets = num_buckets(len(idents))
+    buckets = num_buckets(len(generation.partitions))
     if isinstance(this, Emit):
         return _emit(this, task, generation, run, scratch)
     if not run.has_pass(name):
@@ -49,7 +55,7 @@ def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, 
             rows = _considered(task, generation, run, keys)
             run.write_pass(name, _scatter(this, rows, buckets))
         else:
-            records = _bucket(run, f"{task.key}/0", len(idents), task.unit)
+            records = _bucket(run, f"{task.key}/0", num_scattered(generation), task.unit)
             run.write_pass(name, [this.part(records) if isinstance(this, Fold) else this.work(records)])
     return {"key": task.key, "pass": name}
 
@@ -57,12 +63,15 @@ def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, 
 def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[int, str]) -> pa.Table:
     """Return the rows that a pass looks at: those kept so far, or all that have the columns."""
     plan = generation.plan
-    partition: Partition = generation.partitions[task.unit]
-    record = run.record(task.inputs[task.unit])
-    assert record is not None
-    state = State.from_bytes(run.state_of(record))
+    partition = generation.partitions[task.unit] if generation.partitions else NOTHING
     view = PartitionView(run, plan, keys, partition)
     homes = plan_homes(view, plan) if task.step == len(plan.stages) else plan.steps[task.step].sources
+    if task.unit in task.inputs:
+        record = run.record(task.inputs[task.unit])
+        assert record is not None
+        state = State.from_bytes(run.state_of(record))
+    else:  # a partition that was given up
+        state = State.start(0, np.zeros(0, dtype=np.int64), [])
     rows = state.alive
     if task.step < len(plan.stages):
         stage = plan.stages[task.step]
@@ -103,11 +112,12 @@ def _emit(this: Emit, task: Task, generation: Generation, run: RunStore, scratch
     if run.store.exists(name):
         found: dict[str, Any] = run.read_json(name)
         return found
-    num = len(generation.partitions)
     value = run.read_pass(f"{task.key}/value")
-    needed = this.buckets(value, task.unit, num_buckets(num))
+    needed = this.buckets(value, task.unit, num_buckets(len(generation.partitions)))
+    num = num_scattered(generation)
     records = pa.concat_tables([_bucket(run, f"{task.key}/0", num, bucket) for bucket in needed])
     place = EmitPlace(run.store, f"corpora/{task.key}", task.unit, scratch)
     record = {"key": task.key, "files": this.write(place, value, records)}
-    run.store.create_same(name, json.dumps(record, sort_keys=True).encode())
+    with step("unit"):
+        run.store.create_same(name, json.dumps(record, sort_keys=True).encode())
     return record

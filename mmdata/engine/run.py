@@ -5,32 +5,43 @@ once there is work.
 """
 
 import json
+import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmdata.engine.keys import keys_of, plan_keys, short
+from mmdata.clock import Clock
+from mmdata.engine.facts import State
+from mmdata.engine.floors import check_floors
+from mmdata.engine.forecast import Forecast, forecast
+from mmdata.engine.generation import find_generation, generation_facts
 from mmdata.engine.lease import Lease
 from mmdata.engine.ledger import by_stage, funnel
+from mmdata.engine.metrics import serve_metrics
 from mmdata.engine.passes import num_buckets
 from mmdata.engine.progress import Progress
-from mmdata.engine.runstore import Generation, Partition, RunStore
+from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Executor, Job
-from mmdata.errors import ConfigError
+from mmdata.errors import BusyError
 from mmdata.net import Guard
-from mmdata.plan import Plan
+from mmdata.plan import Budget, Plan
 from mmdata.shards.manifest import Finish
-from mmdata.stages.verbs import GlobalFilter, SourceSlice
-from mmdata.storage import LocalStore, digest_bytes, digest_json, walk_temps
+from mmdata.stages.verbs import GlobalFilter
+from mmdata.storage import LocalStore, clear_temps, digest_bytes
 
-FOLDERS = ("columns", "corpora", "facts", "generations", "lease", "manifest", "passes", "payload", "tasks")
+FOLDERS = ("columns", "corpora", "facts", "generations", "lease", "manifest", "passes", "payload", "poison", "tasks")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to."""
+    """What a run came to.
+
+    funnel    rows in, made, kept, dropped by reason, split: of the partitions that were done
+    computed  rows computed by stage        failed  partitions that were given up, by number, and why
+    """
 
     generation: int
     funnel: dict[str, Any]
@@ -39,81 +50,73 @@ class RunResult:
     corpus: str | None
     seconds: float
     fresh: bool
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run would do: for each step how many partitions have its columns, how many have none, and whether rows that
-    they have not yet seen may reach it."""
-
-    generation: int
-    partitions: int
-    steps: list[tuple[str, int, int, bool]]
-    tasks_missing: bool
+    failed: dict[int, str]
 
 
 @dataclass
 class Runner:
-    """A plan and a run folder."""
+    """A plan and a run folder. `budget` stands in for the plan's own; `metrics` is where to serve them, as HOST:PORT."""
 
     plan: Plan
     url: str
     allow: tuple[str, ...] = ()
     limit: int | None = None
+    budget: Budget | None = None
+    clock: Clock = field(default_factory=Clock)
+    metrics: str | None = None
     run: RunStore = field(init=False)
 
     def __post_init__(self) -> None:
         self.plan.check()
+        check_floors()
         Guard(self.allow)  # refuses what is no allowance
         self.run = RunStore(self.url)
-        self._refuse_foreign()
+        if self.run.owner() is not None:
+            self.run.claim(self.plan)  # refuses a folder of another plan
 
     def forecast(self) -> Forecast:
-        """Find out what is kept and what would be computed; write nothing."""
-        generation, job = self._generation()
-        keys = keys_of(job)
-        look = Scheduler(self.run, generation, job, None)
-        done = look.segments() and (generation.plan.sink is None or look.sink() is not None)
-        # From the first segment that lacks a record on, rows that were not there before may come.
-        reached = min((task.step for task in look.missing if task.kind == "segment"), default=len(generation.plan.segments))
-        steps = []
-        for number, segment in enumerate(generation.plan.segments):
-            for step in segment.steps:
-                names = [f"columns/{keys[step.index]}/{part.ident}.0.parquet" for part in generation.partitions]
-                held = sum(self.run.store.exists(name) for name in names)
-                steps.append((step.stage.name, held, len(names) - held, number >= reached))
-        return Forecast(generation.number, len(generation.partitions), steps, not done)
+        """Find out what is kept and what will be computed; write nothing."""
+        generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
+        return forecast(self.run, generation, job)
 
     def execute(self, executor: Executor, *, quiet: bool = False) -> RunResult:
         """Do what is missing and return what the run came to."""
         started = time.monotonic()
-        generation, job = self._generation()
+        generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
         look = Scheduler(self.run, generation, job, None)
         if look.segments() and (sunk := self._sink(look)) is not None and self._manifested(generation, look):
             self._show_newest(sunk[0], funnel(list(look.heads.values())))
             return self._result(generation, look, sunk[0], started, fresh=False)
         self.run.claim(self.plan)
-        with Lease(self.run.store):
+        with Lease(self.run.store, self.clock) as lease:
+            self.run.store.probe()
             self._clear_temps()
             job = self._open_generation(generation, job)
-            progress = None if quiet else Progress(self.run.store, self.plan.name, self._num_tasks(generation))
-            scheduler = Scheduler(self.run, generation, job, executor, progress)
-            corpus = self._work(generation, scheduler)
+            progress = None if quiet else self._progress(generation)
+            budget = self.plan.budget if self.budget is None else self.budget
+            scheduler = Scheduler(self.run, generation, job, executor, progress, budget, self.clock, lease.check)
+            with self._serving(progress):
+                corpus = self._work(generation, scheduler, lease)
         return self._result(generation, scheduler, corpus, started, fresh=True)
 
-    def _work(self, generation: Generation, scheduler: Scheduler) -> str | None:
+    def _work(self, generation: Generation, scheduler: Scheduler, lease: Lease) -> str | None:
         """Run all tasks and finish the generation; however it ends, the progress says so."""
-        state = "stopped"
+        state: State = "stopped"
+        why = ""
         try:
             scheduler.segments()
             sunk = self._sink(scheduler)
             assert sunk is not None
             corpus, made = sunk
+            lease.check(now=True)
             self._finish(generation, scheduler, corpus, made)
-            state = "done"
+            state = "done with failures" if scheduler.failed else "done"
+        except BaseException as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise
         finally:
-            if scheduler.progress is not None:
-                scheduler.progress.end(state)
+            if scheduler.progress is not None and not isinstance(sys.exception(), BusyError):  # the folder is another's now
+                scheduler.progress.end(state, why)
         return corpus
 
     def _sink(self, scheduler: Scheduler) -> tuple[str | None, Any] | None:
@@ -129,143 +132,82 @@ class Runner:
             facts = Finish(plan.name, self.plan.digest, total, self._licences(), columns, made[2], plan.trusted)
             plan.sink.finish(self.run.store, corpus, made[1], facts)
         self._show_newest(corpus, total)
-        self.run.store.put(f"facts/{generation.number}.json", json.dumps(_times(scheduler), indent=1).encode())
+        self.run.store.put(f"facts/{generation.number}.json", json.dumps(scheduler.times, indent=1).encode())
         self.run.create_manifest(generation.number, {
             "plan_digest": self.plan.digest, "allow": list(self.allow), "corpus": corpus, "funnel": total,
             "by_stage": [list(item) for item in self._by_stage(generation, scheduler)],
-            "heads": [scheduler.heads[unit]["key"] for unit in sorted(scheduler.heads)],
+            "heads": _heads(generation, scheduler), "passes": sorted(scheduler.passes),
+            "failed": {str(unit): why for unit, why in sorted(scheduler.failed.items())},
         })  # fmt: skip
 
     def _result(
         self, generation: Generation, scheduler: Scheduler, corpus: str | None, started: float, *, fresh: bool
     ) -> RunResult:
         computed: dict[str, int] = {step.stage.name: 0 for step in generation.plan.steps}
-        for report in scheduler.reports:
-            for step in report.record.get("steps", ()):
-                computed[step["stage"]] += step["computed"]
-        heads = list(scheduler.heads.values())
+        for step in generation.plan.steps:
+            computed[step.stage.name] += scheduler.computed[step.index]
         place = None if corpus is None else f"{self.url}/{corpus}"
         return RunResult(
-            generation.number, funnel(heads), self._by_stage(generation, scheduler), computed, place,
-            time.monotonic() - started, fresh,
+            generation.number, funnel(list(scheduler.heads.values())), self._by_stage(generation, scheduler), computed, place,
+            time.monotonic() - started, fresh, dict(scheduler.failed),
         )  # fmt: skip
 
     def _by_stage(self, generation: Generation, scheduler: Scheduler) -> list[tuple[str, str, int]]:
         names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
         return [(names[stage], reason, num) for stage, reason, num in by_stage(list(scheduler.heads.values()))]
 
-    def _refuse_foreign(self) -> None:
-        if self.run.owner() is not None:
-            self.run.claim(self.plan)
-
-    def _generation(self) -> tuple[Generation, Job]:
-        """Return the generation that this call is about (an unfinished or equal one, or the next) and its job."""
-        plan = self.plan.located()
-        keys = plan_keys(plan)
-        generation = self._match(plan, digest_json([keys[index] for index in sorted(keys)]))
-        job = Job(self.url, generation.number, "", plan.to_json(), tuple(keys[i] for i in sorted(keys)), self.allow)
-        return generation, job
-
-    def _match(self, plan: Plan, keys: str) -> Generation:
-        known = self._known_generations()
-        numbers = {item["ident"]: item["number"] for facts in known.values() for item in facts["partitions"]}
-        partitions = self._partitions(plan, numbers)
-        mine = [_partition_facts(partition) for partition in partitions]
-        for number, facts in reversed(known.items()):
-            if (facts["plan_digest"], facts["keys"], facts["partitions"]) == (self.plan.digest, keys, mine):
-                return Generation(number, plan, partitions, self.allow)
-        return Generation(max(known, default=0) + 1, plan, partitions, self.allow)
-
-    def _known_generations(self) -> dict[int, dict[str, Any]]:
-        return {number: self.run.read_json(f"generations/{number}.json") for number in self.run.numbers("generations")}
-
-    def _partitions(self, plan: Plan, numbers: dict[str, int]) -> tuple[Partition, ...]:
-        found: list[Partition] = []
-        key = plan_keys(plan)[-1]
-        left = self.limit
-        free = max(numbers.values(), default=-1) + 1
-        for index, source in enumerate(plan.source):
-            for part in source.scan():
-                size = part.stop - part.start if left is None else min(part.stop - part.start, left)
-                left = None if left is None else left - size
-                if size <= 0:
-                    continue
-                cut = SourceSlice(part.digest, part.file, part.start, part.start + size)
-                ident = short([key, index, cut.digest, cut.file, cut.start, cut.stop])
-                if ident not in numbers:
-                    numbers[ident] = free
-                    free += 1
-                found.append(Partition(numbers[ident], ident, index, cut))
-        if not found:
-            raise ConfigError(f"the source of `{plan.name}` has no rows", hint="check the files of the catalog entry")
-        return tuple(found)
-
     def _open_generation(self, generation: Generation, job: Job) -> Job:
         """Write what is asked, unless it was before; return the job with the digest of what stands there."""
-        self.run.create_generation(generation.number, self._generation_facts(generation, job))
+        self.run.create_generation(generation.number, generation_facts(self.plan, generation, job))
         return replace(job, digest=digest_bytes(self.run.store.read(f"generations/{generation.number}.json")))
 
-    def _generation_facts(self, generation: Generation, job: Job) -> dict[str, Any]:
-        return {
-            "plan_digest": self.plan.digest, "keys": digest_json(list(job.keys)), "plan": self.plan.model_dump(mode="json"),
-            "located": generation.plan.model_dump(mode="json"), "allow": list(self.allow),
-            "partitions": [_partition_facts(partition) for partition in generation.partitions],
-        }  # fmt: skip
-
     def _manifested(self, generation: Generation, look: Scheduler) -> bool:
-        name = f"manifest/{generation.number}.json"
-        return self.run.store.exists(name) and self.run.read_json(name)["heads"] == [
-            look.heads[unit]["key"] for unit in sorted(look.heads)
-        ]
+        if not self.run.store.exists(f"manifest/{generation.number}.json"):
+            return False
+        return bool(self.run.manifest(generation.number)["heads"] == _heads(generation, look))
 
-    def _num_tasks(self, generation: Generation) -> int:
-        num = len(generation.partitions)
-        passes = sum(isinstance(step.stage, GlobalFilter) for step in generation.plan.steps) + bool(generation.plan.sink)
-        return num * len(generation.plan.segments) + passes * (num + num_buckets(num))
+    def _progress(self, generation: Generation) -> Progress:
+        plan, num = generation.plan, len(generation.partitions)
+        passes = sum(isinstance(step.stage, GlobalFilter) for step in plan.steps) + bool(plan.sink)
+        labels = ["source", *(step.stage.name for step in plan.steps)]
+        labels += [] if plan.sink is None else [f"sink {plan.sink.name}"]
+        total = num * len(plan.segments) + passes * (num + num_buckets(num))
+        return Progress(self.run.store, plan.name, labels, total, clock=self.clock, partitions=num)
+
+    def _serving(self, progress: Progress | None) -> AbstractContextManager[object]:
+        return nullcontext() if progress is None or self.metrics is None else serve_metrics(progress.facts, self.metrics)
 
     def _licences(self) -> dict[str, str]:
         return {name: licence for source in self.plan.source for name, licence in source.licences().items()}
 
     def _clear_temps(self) -> None:
-        """Remove what killed writers left in our own folders; only the holder of the lease may."""
+        """Remove what killed writers left; only the holder of the lease may."""
         if isinstance(self.run.store, LocalStore):
-            for name in FOLDERS:
-                for path in walk_temps(self.run.store.path(name)):
-                    path.unlink(missing_ok=True)
+            clear_temps(self.run.store.root)
 
     def _show_newest(self, corpus: str | None, total: dict[str, Any]) -> None:
         """Let `corpus` and `funnel.json` be those of this call's plan; write only what differs."""
         if corpus is not None:
-            self._point("corpus", corpus)
+            point(self.run, "corpus", corpus)
         text = (json.dumps(total, indent=1) + "\n").encode()
         if not self.run.store.exists("funnel.json") or self.run.store.read("funnel.json") != text:
             self.run.store.put("funnel.json", text)
 
-    def _point(self, name: str, target: str) -> None:
-        """Let `corpus` name the newest corpus on a local disk: a convenience, the manifest is what counts."""
-        if isinstance(self.run.store, LocalStore):
-            link, temp = self.run.store.path(name), self.run.store.path(f".tmp-{name}")
-            if link.is_symlink() and link.readlink() == Path(target):
-                return
-            temp.unlink(missing_ok=True)
-            temp.symlink_to(Path(target))
-            temp.replace(link)
+
+def point(run: RunStore, name: str, target: str) -> None:
+    """Let `corpus` name the newest corpus on a local disk: a convenience, the manifest is what counts."""
+    if isinstance(run.store, LocalStore):
+        link, temp = run.store.path(name), run.store.path(f".tmp-{name}")
+        if link.is_symlink() and link.readlink() == Path(target):
+            return
+        temp.unlink(missing_ok=True)
+        temp.symlink_to(Path(target))
+        temp.replace(link)
 
 
-def _partition_facts(partition: Partition) -> dict[str, Any]:
-    part = partition.part
-    return {
-        "number": partition.number, "ident": partition.ident, "source": partition.source,
-        "part": {"digest": part.digest, "file": part.file, "start": part.start, "stop": part.stop},
-    }  # fmt: skip
-
-
-def _times(scheduler: Scheduler) -> list[dict[str, Any]]:
-    return [
-        {"task": report.key, "label": report.record.get("label", report.record.get("pass", "")),
-         "seconds": round(report.seconds, 3), "worker": report.worker}
-        for report in scheduler.reports
-    ]  # fmt: skip
+def _heads(generation: Generation, scheduler: Scheduler) -> list[str | None]:
+    """Return the key of each partition's last record, null for one that was given up."""
+    return [scheduler.heads[unit]["key"] if unit in scheduler.heads else None for unit in range(len(generation.partitions))]
 
 
 def _meaning(column: Any) -> str:  # noqa: ANN401 - a pyarrow field

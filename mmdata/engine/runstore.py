@@ -24,7 +24,7 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
-from mmdata.storage import Store, digest_bytes, open_store
+from mmdata.storage import Store, digest_bytes, digest_json, open_store
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,23 @@ class RunStore:
             f"{self.url}/{name} is damaged: {error}", hint="restore it from a copy, or delete the run folder and run again"
         )
 
-    def numbers(self, folder: str) -> list[int]:
-        """Return the numbers of the JSON objects in a folder, ascending."""
-        return sorted(int(name.removesuffix(".json")) for name in self.store.list(folder) if name.endswith(".json"))
+    def generations(self) -> list[int]:
+        """Return the numbers of the generations that were asked for and not freed, ascending."""
+        last = highest(self.store, "generations/{}.json")
+        return [number for number in range(1, last + 1) if not self.store.exists(f"generations/{number}.gone")]
+
+    def finished(self) -> list[int]:
+        """Return the numbers of the generations that have a manifest, ascending."""
+        return [number for number in self.generations() if self.store.exists(f"manifest/{number}.json")]
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """Return what a generation came to, after checking its digest."""
+        name = f"manifest/{number}.json"
+        facts = self.read_json(name)
+        if not isinstance(facts, dict) or facts.pop("digest", None) != digest_json(facts):
+            raise self.damaged(name, ValueError("it does not match its own digest"))
+        found: dict[str, Any] = facts
+        return found
 
     def held(self, key: str, ident: str) -> Iterator[pa.Table]:
         """Yield the column files of a key and partition, in the order they were added."""
@@ -167,7 +181,21 @@ class RunStore:
     def create_manifest(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a generation came to; nothing is written after it."""
         with step("manifest"):
-            self.store.create(f"manifest/{number}.json", _json(facts))
+            self.store.create_same(f"manifest/{number}.json", _json({**facts, "digest": digest_json(facts)}))
+
+
+def highest(store: Store, name: str) -> int:
+    """Return the highest number under which there is an object, 0 for none; numbers are given out without gaps.
+
+    Asks for single objects, never for a listing: an object store may show a new object there late.
+    """
+    low, high = 0, 1
+    while store.exists(name.format(high)):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if store.exists(name.format(middle)) else (low, middle)
+    return low
 
 
 def load_generation(url: str, number: int) -> Generation:

@@ -1,50 +1,75 @@
 """The driver's loop: which task is ready, which is done already, and what to do when one fails.
 
 There is no barrier but the ones that a GlobalFilter and the sink need: a partition flows on as soon as its last segment is
-done. What is in flight is bounded by the executor's slots and by estimated bytes. A failed task is tried again; when its
-tries are used up the run stops, with everything written still valid.
+done. What is in flight is bounded by the executor's slots and by estimated bytes. An attempt that fails, or is past its
+deadline, is made again, with care from the second on; a partition whose tries are used up is given up if the budget
+allows it, and else the run stops, with everything written still valid.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from heapq import heappop, heappush
 from typing import Any
 
 import pyarrow as pa
 
+from mmdata.clock import Clock
+from mmdata.engine.flights import Flights
 from mmdata.engine.keys import keys_of, short
-from mmdata.engine.passes import num_buckets, passes_of
+from mmdata.engine.ledger import Ledger
+from mmdata.engine.passes import num_buckets, num_scattered, passes_of
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.task import Executor, Job, Task, TaskReport
-from mmdata.errors import ConfigError, MmdataError, PartitionError, RunError
-from mmdata.plan import Segment
+from mmdata.errors import ConfigError, MmdataError, RunError
+from mmdata.plan import Budget, Segment
 from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter
 
-TRIES = 2
-BYTES_IN_FLIGHT = 4 << 30
+TRIES = 4
+_START_S = 600.0  # a worker's start and the opening of its models
+_CARE = 8  # a search for rows that end their worker makes a task this much longer, at most
 _ROW_BYTES = 100_000
-_ROW_DEADLINE_S = 30.0  # the longest Crawl-delay that is obeyed
-_POLL_S = 0.5
 
 
 @dataclass
 class Scheduler:
-    """Runs the tasks of one generation. Without an executor it only finds out what is there."""
+    """Runs the tasks of one generation. Without an executor it only finds out what is there.
+
+    ledger    the newest record of every partition
+    failed    partitions that were given up, and why
+    computed  rows computed by step      kept  rows needed of steps whose tasks were done before
+    seen      keys of the tasks that are done
+    verdicts  where the verdicts of each GlobalFilter lie, by step      passes  keys of what passes wrote
+    times     key, label, seconds and worker of every task done by this call
+    held      raises when this call no longer may write to the run folder
+    """
 
     run: RunStore
     generation: Generation
     job: Job
     executor: Executor | None
     progress: Progress | None = None
-    heads: dict[int, dict[str, Any]] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
+    clock: Clock = field(default_factory=Clock)
+    held: Callable[[], None] = lambda: None
+    ledger: Ledger = field(default_factory=Ledger)
     missing: list[Task] = field(default_factory=list)
-    reports: list[TaskReport] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    computed: Counter[int] = field(default_factory=Counter)
+    kept: Counter[int] = field(default_factory=Counter)
+    seen: set[str] = field(default_factory=set)
+    verdicts: dict[int, str] = field(default_factory=dict)
+    times: list[dict[str, Any]] = field(default_factory=list)
+    passes: set[str] = field(default_factory=set)
     keys: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.keys = keys_of(self.job)
+
+    @property
+    def heads(self) -> dict[int, dict[str, Any]]:
+        """The newest record of every partition."""
+        return self.ledger.heads
 
     def segments(self) -> bool:
         """Bring every partition through all segments; return False when tasks are missing and none may run."""
@@ -79,16 +104,16 @@ class Scheduler:
     def _flow(self, block: list[int], verdicts: str | None) -> None:
         """Bring all partitions through neighbouring segments, each as fast as it can."""
 
-        def first(unit: int) -> Task | None:
-            return self._next_task(unit, block, 0, verdicts)
-
-        ready = [task for unit in range(len(self.generation.partitions)) if (task := first(unit)) is not None]
+        def ready() -> Iterator[Task]:
+            for unit in range(len(self.generation.partitions)):
+                if unit not in self.failed and (task := self._next_task(unit, block, 0, verdicts)) is not None:
+                    yield task
 
         def after(task: Task, record: dict[str, Any]) -> Task | None:
-            self.heads[task.unit] = record
+            self.ledger.settle(task.unit, record)
             return self._next_task(task.unit, block, block.index(task.step) + 1, verdicts)
 
-        self._work(ready, after)
+        self._work(ready(), after)
 
     def _next_task(self, unit: int, block: list[int], place: int, verdicts: str | None) -> Task | None:
         """Return the next segment task of a partition that is not done, passing over those that are."""
@@ -97,8 +122,8 @@ class Scheduler:
             record = self.run.record(task.key)
             if record is None:
                 return task
-            self.heads[unit] = record
-            self._note(task, record, reused=True)
+            self.ledger.settle(unit, record)
+            self._note(task, record, None)
         return None
 
     def _segment_task(self, unit: int, index: int, verdicts: str | None) -> Task:
@@ -107,11 +132,12 @@ class Scheduler:
         own = [self.keys[step.index] for step in segment.steps]
         places = [step.index for step in segment.steps]
         key = short(["segment", own, places, partition.ident, head["result"] if head else self.keys[-1], verdicts])
+        seconds = sum(step.stage.resources.deadline_s(partition.rows) for step in segment.steps)
         return Task(
             self.job, "segment", index, unit, key,
             inputs={} if head is None else {unit: head["key"]}, verdicts=verdicts,
             cpus=segment.resources.cpus, gpus=segment.resources.gpus, holds_model=segment.holds_model,
-            bytes=partition.rows * _ROW_BYTES, label=segment.label, deadline_s=3600 + partition.rows * _ROW_DEADLINE_S,
+            bytes=partition.rows * _ROW_BYTES, label=segment.label, deadline_s=_START_S + 2 * seconds,
         )  # fmt: skip
 
     def _global_verdicts(self, segment: Segment) -> str | None:
@@ -120,7 +146,9 @@ class Scheduler:
         passes = passes_of(self.generation.plan, step.index)
         self._passes(step.index, key, step.stage.name)
         buckets = num_buckets(len(self.generation.partitions))
-        return f"{key}/{len(passes) - 1}/{buckets}"
+        if not self.missing:
+            self.verdicts[step.index] = f"{key}/{len(passes) - 1}/{buckets}"
+        return self.verdicts.get(step.index)
 
     def _input_key(self, stage_key: str) -> str:
         """Key a GlobalFilter or Sink by the digests of what it reads: new responses make it anew."""
@@ -129,6 +157,7 @@ class Scheduler:
 
     def _passes(self, step: int, key: str, label: str) -> list[dict[str, Any]]:
         """Run the passes of a step one after the other; return the records of the last."""
+        self.passes.add(key)
         records: list[dict[str, Any]] = []
         for index, this in enumerate(passes_of(self.generation.plan, step)):
             tasks = [self._pass_task(step, index, unit, key, label) for unit in range(self._units(this, key))]
@@ -139,7 +168,7 @@ class Scheduler:
             def after(task: Task, record: dict[str, Any], found: list[dict[str, Any]] = records) -> None:
                 found.append(record)
 
-            self._work(todo, after)
+            self._work(iter(todo), after)
             if self.missing:
                 return []
             if isinstance(this, Fold):
@@ -157,19 +186,19 @@ class Scheduler:
                 todo.append(task)
             else:
                 records.append(record)
-                self._note(task, record, reused=True)
+                self._note(task, record, None)
         return records, todo
 
     def _units(self, this: object, key: str) -> int:
         if isinstance(this, Scatter):
-            return len(self.generation.partitions)
+            return num_scattered(self.generation)
         if isinstance(this, Emit):
             return this.count(self.run.read_pass(f"{key}/value"))
         return num_buckets(len(self.generation.partitions))
 
     def _pass_task(self, step: int, index: int, unit: int, key: str, label: str) -> Task:
         scatter = isinstance(passes_of(self.generation.plan, step)[index], Scatter)
-        inputs = {unit: self.heads[unit]["key"]} if scatter else {}
+        inputs = {unit: self.heads[unit]["key"]} if scatter and unit in self.heads else {}  # a partition given up has no rows
         return Task(self.job, "pass", step, unit, key, pass_index=index, inputs=inputs, label=label)
 
     def _pass_record(self, task: Task, this: object) -> dict[str, Any] | None:
@@ -190,65 +219,63 @@ class Scheduler:
 
     def _work(self, ready: Iterable[Task], after: Callable[[Task, dict[str, Any]], Task | None]) -> None:
         """Run tasks and those that follow from them, later segments first."""
-        queue: list[tuple[int, int, Task]] = []
-        for task in ready:
-            heappush(queue, (-task.step, task.unit, task))
-        if queue and self.executor is None:
-            self.missing += [task for _, _, task in queue]
+        if self.executor is None:
+            self.missing += ready
             return
-        flying: dict[Future[TaskReport], Task] = {}
-        tries: dict[str, int] = {}
-        while queue or flying:
-            self._launch(queue, flying)
-            done, _ = wait(flying, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                task = flying.pop(future)
-                report = self._result(future, task, tries)
-                follow = replace(task) if report is None else after(task, report.record)
-                if report is not None:
-                    self.reports.append(report)
-                    self._note(task, report.record, reused=False)
-                if follow is not None:
-                    heappush(queue, (-follow.step, follow.unit, follow))
-            if self.progress is not None:
-                self.progress.show()
-
-    def _launch(self, queue: list[tuple[int, int, Task]], flying: dict[Future[TaskReport], Task]) -> None:
-        assert self.executor is not None
-        in_flight = sum(task.bytes for task in flying.values())
-        while queue and len(flying) < self.executor.slots:
-            task = queue[0][2]
-            if flying and in_flight + task.bytes > BYTES_IN_FLIGHT:
-                return
-            heappop(queue)
-            in_flight += task.bytes
-            flying[self.executor.submit(task)] = task
-
-    def _result(self, future: Future[TaskReport], task: Task, tries: dict[str, int]) -> TaskReport | None:
-        """Return the report, null when the task is to be tried again, or stop the run."""
+        flights = Flights(self.executor, iter(ready), self.progress, self.clock)
         try:
-            return future.result()
-        except (ConfigError, RunError):
-            raise
-        except (MmdataError, OSError, EOFError) as error:
-            tries[task.name] = tries.get(task.name, 0) + 1
-            if tries[task.name] >= TRIES:
-                raise RunError(
-                    f"{task.label}, partition {task.unit}: failed {TRIES} times; last: {error}",
-                    hint="mend the cause and run the same command: finished tasks are not done again",
-                ) from error
-            if not isinstance(error, PartitionError):
-                raise
-            return None
+            while flights.launch():
+                self.held()
+                for task, outcome in flights.landed():
+                    self._take(task, outcome, flights, after)
+                if self.progress is not None:
+                    self.progress.show()
+        finally:
+            flights.end()
 
-    def _note(self, task: Task, record: dict[str, Any], *, reused: bool) -> None:
+    def _take(self, task: Task, outcome: TaskReport | Exception, flights: Flights, after: Callable[..., Task | None]) -> None:
+        """Take in what came of an attempt: note it and go on, try again, give the partition up, or stop the run."""
+        if isinstance(outcome, TaskReport):
+            follow = after(task, outcome.record)
+            self._note(task, outcome.record, outcome)
+            self.ledger.check(self.budget)
+        else:
+            follow = self._retry(task, outcome, flights)
+        if follow is not None:
+            flights.push(follow)
+
+    def _retry(self, task: Task, error: Exception, flights: Flights) -> Task | None:
+        if isinstance(error, ConfigError | RunError) or not isinstance(error, MmdataError | OSError | EOFError):
+            raise error
+        flights.tries[task.name] += 1
+        again = flights.tries[task.name] < TRIES
         if self.progress is not None:
-            rows = sum(step.get("needed", 0) for step in record.get("steps", ()))
-            dropped: dict[str, int] = {}
-            for head in self.heads.values():
-                for reason, num in head["dropped"].items():
-                    dropped[reason] = dropped.get(reason, 0) + num
-            self.progress.task(task.label, rows, dropped, reused=reused)
+            self.progress.failed(task, str(error), again=again)
+        if again:
+            deadline = task.deadline_s * (1 if task.careful or task.kind == "pass" else _CARE)
+            return replace(task, careful=task.kind == "segment", deadline_s=deadline)
+        message = f"{task.label}, partition {task.unit}: failed {TRIES} times; last: {error}"
+        if task.kind == "segment" and len(self.failed) < self.budget.failed_partitions:
+            self.failed[task.unit] = message
+            self.ledger.forget(task.unit)
+            return None
+        allowed = self.budget.failed_partitions
+        raise RunError(
+            message if not allowed else f"budget: more than {allowed} partitions failed; the last: {message}",
+            hint="mend the cause and run the same command: finished tasks are not done again",
+        ) from error
+
+    def _note(self, task: Task, record: dict[str, Any], report: TaskReport | None) -> None:
+        """Count what a task did, or what it had done before."""
+        self.seen.add(task.key)
+        for step in record.get("steps", ()):
+            self.kept[step["index"]] += step["needed"] if report is None else 0
+            self.computed[step["index"]] += 0 if report is None else step["computed"]
+        if report is not None:
+            facts = {"task": task.name, "label": task.label, "seconds": round(report.seconds, 3), "worker": report.worker}
+            self.times.append(facts)
+        if self.progress is not None:
+            self.progress.done(task, record, report)
 
 
 def _opens_global(segment: Segment) -> bool:

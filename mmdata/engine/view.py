@@ -138,14 +138,17 @@ class PartitionView:
             writer.write_table(table)
         return digest_bytes(sink.getvalue().to_pybytes())
 
-    def images(self, payloads: list[dict[str, object]], jail: "LazyJail") -> list[np.ndarray | RecordError]:
-        """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with."""
-        return [self._image(ref, jail) for ref in payloads]
+    def images(self, payloads: list[dict[str, object]], jail: "LazyJail", *, trust: bool) -> list[np.ndarray | RecordError]:
+        """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with.
 
-    def _image(self, ref: dict[str, object], jail: "LazyJail") -> np.ndarray | RecordError:
+        Without `trust` even bytes of our own making are decoded in the jail.
+        """
+        return [self._image(ref, jail, trust=trust) for ref in payloads]
+
+    def _image(self, ref: dict[str, object], jail: "LazyJail", *, trust: bool) -> np.ndarray | RecordError:
         data = fetch_payload(self.run.store, ref)
         try:
-            return decode(data) if ref["trusted"] else jail.get().decode(data)
+            return decode(data) if trust and ref["trusted"] else jail.get().decode(data)
         except RecordError as error:
             return error
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmdata.engine.careful import Careful, Direct
 from mmdata.engine.keys import keys_of, short
 from mmdata.engine.ledger import account
 from mmdata.engine.passes import run_pass
@@ -38,12 +39,16 @@ def _generation(job: Job) -> Generation:
     return Generation(job.generation, Plan.from_json(job.plan), partitions_of(facts), job.allow)
 
 
-def run_task(task: Task) -> TaskReport:
-    """Do one task and commit it; a task that is committed already is not done again."""
+def run_task(task: Task, *, confine: bool = True) -> TaskReport:
+    """Do one task and commit it; a task that is committed already is not done again.
+
+    With `confine` the calls of stages are held to what their resources say, if need be by ending this process.
+    """
     started = time.monotonic()
     generation = _generation(task.job)
+    seconds: dict[int, float] = {}
     try:
-        record = _segment(task, generation) if task.kind == "segment" else _pass(task, generation)
+        record = _segment(task, generation, seconds, confine=confine) if task.kind == "segment" else _pass(task, generation)
     except MmdataError:
         raise
     except OSError as error:
@@ -52,10 +57,10 @@ def run_task(task: Task) -> TaskReport:
         raise PartitionError(f"{task.label}: {type(error).__name__}: {error}") from error
     except Exception as error:
         raise PartitionError(f"{task.label}, unit {task.unit}: {type(error).__name__}: {error}") from error
-    return TaskReport(task.key, record, time.monotonic() - started, f"{platform.node()}:{os.getpid()}")
+    return TaskReport(task.key, record, time.monotonic() - started, f"{platform.node()}:{os.getpid()}", seconds)
 
 
-def _segment(task: Task, generation: Generation) -> dict[str, Any]:
+def _segment(task: Task, generation: Generation, seconds: dict[int, float], *, confine: bool) -> dict[str, Any]:
     run = RunStore(task.job.run)
     keys = keys_of(task.job)
     segment = generation.plan.segments[task.step]
@@ -63,9 +68,15 @@ def _segment(task: Task, generation: Generation) -> dict[str, Any]:
     view = PartitionView(run, generation.plan, keys, partition)
     before = run.record(task.inputs[task.unit]) if task.inputs else None
     state = None if before is None else State.from_bytes(run.state_of(before))
-    work = SegmentRun(view, segment, _cache_of(task.job.run, task.job.allow))
-    verdicts = None if task.verdicts is None else _verdicts_for(run, task.verdicts, partition.number)
-    state = work.run(state, verdicts)
+    cache = _cache_of(task.job.run, task.job.allow)
+    caller = Careful(run.store, task.job.allow, partition.ident) if task.careful else Direct(cache, confine=confine)
+    work = SegmentRun(view, segment, caller, cache.jail)
+    verdicts = None if task.verdicts is None else verdicts_for(run, task.verdicts, partition.number)
+    try:
+        state = work.run(state, verdicts)
+    finally:
+        caller.close()
+        seconds.update(work.seconds)
     data = state.to_bytes()
     return run.commit(task.key, _record(task, generation, work, state, data, before), data)
 
@@ -84,7 +95,7 @@ def _record(
     }  # fmt: skip
 
 
-def _verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
+def verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
     """Return the verdicts that a GlobalFilter gave to the rows of one partition."""
     folder, _, num_buckets = name.rpartition("/")
     tables = [run.read_pass(f"{folder}/{bucket}") for bucket in range(int(num_buckets))]

@@ -1,8 +1,10 @@
 """Executors of one machine: in the driver itself, and in worker processes.
 
-Workers start by spawn and end with their parent. A worker that dies costs the task it had; another takes its place.
+Workers start by spawn and end with their parent. A worker that dies, or stands still, costs the attempt it was at; another
+takes its place.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -10,22 +12,26 @@ import queue
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from mmdata.engine.task import Task, TaskReport
 from mmdata.engine.worker import run_task
 from mmdata.errors import MmdataError, PartitionError
 
+STOPPED_S = 10
 _PR_SET_PDEATHSIG = 1
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-class SerialExecutor:
-    """Runs each task in the driver when it is submitted: the plainest way, and the one to debug with."""
+class InlineExecutor:
+    """Runs each task in the driver when it is submitted: for a debugger.
+
+    What ends a process or never returns does so to the driver; the other executors survive that.
+    """
 
     slots = 1
 
@@ -33,7 +39,7 @@ class SerialExecutor:
         """Run the task now."""
         future: Future[TaskReport] = Future()
         try:
-            future.set_result(run_task(task))
+            future.set_result(run_task(task, confine=False))
         except MmdataError as error:
             future.set_exception(error)
         return future
@@ -52,6 +58,7 @@ class _Worker:
     process: BaseProcess | None = None
     pipe: Connection | None = None
     task: Task | None = None
+    cancelled: bool = False
     thread: threading.Thread = field(init=False)
 
 
@@ -75,22 +82,25 @@ class ProcessExecutor:
     def cancel(self, task: Task) -> None:
         """Kill the worker that has the task."""
         for worker in self._workers:
-            if worker.task == task and worker.process is not None:
-                worker.process.kill()
+            process = worker.process
+            if worker.task is not None and worker.task.name == task.name and process is not None:
+                worker.cancelled = True
+                _kill(process)
 
     def close(self) -> None:
         """End all workers; what they were doing is lost, not half done."""
         for _ in self._workers:
             self._queue.put(None)
         for worker in self._workers:
-            if worker.task is not None and worker.process is not None:
-                worker.process.kill()
+            process = worker.process
+            if worker.task is not None and process is not None:
+                _kill(process)
             worker.thread.join()
 
     def _feed(self, worker: _Worker) -> None:
         while (item := self._queue.get()) is not None:
             task, future = item
-            worker.task = task
+            worker.task, worker.cancelled = task, False
             try:
                 future.set_result(self._ask(worker, task))
             except MmdataError as error:
@@ -108,13 +118,14 @@ class ProcessExecutor:
         assert worker.pipe is not None and worker.process is not None  # noqa: PT018 - just started
         try:
             worker.pipe.send(task)
-            deadline = time.monotonic() + task.deadline_s
-            while not worker.pipe.poll(min(1.0, max(deadline - time.monotonic(), 0))):
-                if time.monotonic() >= deadline:
-                    raise PartitionError(f"{task.label}: not done within {task.deadline_s:g} s")
+            still = 0
+            while not worker.pipe.poll(1.0):
+                still = still + 1 if _stopped(worker.process.pid) else 0
+                if still >= STOPPED_S:
+                    raise PartitionError(f"{task.label}: its worker was stopped and stood still for {STOPPED_S} s")
             answer = worker.pipe.recv()
         except (EOFError, OSError) as error:
-            raise PartitionError(f"{task.label}: its worker died", hint="see whether memory ran out") from error
+            raise PartitionError(f"{task.label}: {self._death(worker)}") from error
         finally:
             if sys.exc_info()[0] is not None:
                 self._end(worker)
@@ -122,6 +133,16 @@ class ProcessExecutor:
             raise answer
         report: TaskReport = answer
         return report
+
+    def _death(self, worker: _Worker) -> str:
+        assert worker.process is not None
+        worker.process.join(1.0)
+        code = worker.process.exitcode
+        if worker.cancelled:
+            return "it was cancelled with its worker"
+        if code is not None and code < 0:
+            return f"its worker was ended by {signal.Signals(-code).name}"
+        return f"its worker ended with code {code}, as it does when a call takes too long"
 
     def _start(self, worker: _Worker) -> None:
         mine, theirs = _SPAWN.Pipe()
@@ -137,7 +158,28 @@ class ProcessExecutor:
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+            worker.process.close()
         worker.process = worker.pipe = None
+
+
+class SerialExecutor(ProcessExecutor):
+    """Runs one task after the other in one worker process: the plainest way that survives whatever a row does."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+def _kill(process: BaseProcess) -> None:
+    with contextlib.suppress(ValueError):  # its feeder has just seen it end
+        process.kill()
+
+
+def _stopped(pid: int | None) -> bool:
+    """Say whether a process was stopped by a signal, where the kernel tells."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def _serve(pipe: Connection, parent: int) -> None:

@@ -1,134 +1,292 @@
 """Tasks on Ray; the only file that imports it.
 
-Segments that hold a model live in actors, since a task that ends gives its worker back and the weights in it. Without an
-address a cluster of this machine alone is started: loopback, no dashboard. Every node of a real cluster must be able to
-read the run folder, which is checked before the first task.
+Nothing travels through Ray's object store: tasks carry paths, reports carry counts, errors a bounded text. Segments that
+hold a model live in actors, since a task that ends gives its worker back and the weights in it.
+
+Without an address a cluster is started for this process alone: loopback only, no dashboard, a token of its own, and it ends
+with the process. A cluster by address must ask for a token, and every node must read the run folder: it is looked at before
+the first task, and by every worker before its first. Whatever befalls a worker, its node or its actor fails one attempt;
+when the head is gone the run stops. No wait for Ray is without a bound.
 """
 
 import os
-from concurrent.futures import Future
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmdata.engine.task import Task, TaskReport
-from mmdata.engine.worker import run_task
 from mmdata.errors import MmdataError, PartitionError, RunError
-from mmdata.storage import digest_bytes, open_store
+from mmdata.executors.nodes import answer, brief, check_version, compare, is_loopback, listens, look, needs_token, write_nonce
+from mmdata.executors.seats import Seat, Seats
 
-FLOOR = (2, 52)
-
-
-def _answer(task: Task) -> TaskReport | MmdataError:
-    """Return errors as values: they keep their type and text that way."""
-    try:
-        return run_task(task)
-    except MmdataError as error:
-        return error
-
-
-def _probe(run: str) -> str | None:
-    """Return the digest of the run's owner file as this node reads it."""
-    store = open_store(run)
-    return digest_bytes(store.read("run.json")) if store.exists("run.json") else None
+_STORE_BYTES = 100 << 20  # nothing of ours lies in the object store
+_NODE_S = 120.0  # a worker's start on each of many nodes
+_STOP_S = 30.0  # Ray asks a worker to end, and kills it after 5
+_BEAT_S = 2.0
+_SILENCE_S = 20.0  # after 60 Ray ends the driver's process itself
 
 
 class _Actor:
-    """A worker that keeps its models between tasks."""
+    """A worker that keeps its models between tasks; what it needs to know of a task it reads from the run folder."""
 
-    def run(self, task: Task) -> TaskReport | MmdataError:
-        return _answer(task)
+    def run(self, task: Task, nonce: str) -> TaskReport | MmdataError:
+        return answer(task, nonce)
+
+
+@dataclass(eq=False)
+class _Flight:
+    """An attempt at a task."""
+
+    task: Task
+    nonce: str
+    done: Future[TaskReport]
+    ref: Any = None
+    seat: Seat | None = None
 
 
 class RayExecutor:
-    """Runs tasks on a Ray cluster."""
+    """Runs tasks on a Ray cluster; `address` is its head's HOST:PORT, or `auto` on one of its nodes.
+
+    One thread makes all calls about tasks and actors; another only knocks at the head's port, so that a call that Ray does
+    not return from keeps no future from its end.
+    """
 
     def __init__(self, workers: int | None = None, address: str | None = None) -> None:
-        if tuple(int(part) for part in ray.__version__.split(".")[:2]) < FLOOR:
-            raise RunError(f"ray {ray.__version__} is below {FLOOR[0]}.{FLOOR[1]}", hint="older versions run code for anyone")
-        self._own = not ray.is_initialized()
-        if self._own:
-            _start(workers, address)
-        self.slots = workers or int(ray.cluster_resources().get("CPU", 1))
-        self._task = ray.remote(max_retries=0)(_answer)
-        self._actor = ray.remote(max_restarts=0, num_cpus=0)(_Actor)
-        self._idle: dict[float, list[Any]] = {}
-        self._running: dict[str, Any] = {}
-        self._checked: set[str] = set()
+        check_version(ray.__version__)
+        self._token = address is not None and needs_token(address, os.environ)
+        with ExitStack() as exits:
+            if not ray.is_initialized():
+                exits.enter_context(_own_cluster(workers) if address is None else _cluster(address))
+            self._exits = exits.pop_all()
+        self.address: str = ray.get_runtime_context().gcs_address
+        self._nodes = _alive()
+        self.slots = workers or max(1, int(_total(self._nodes, "CPU")))
+        self._task = ray.remote(max_retries=0)(answer)
+        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
+        self._seats = Seats(self.slots, self._make_actor, ray.kill, _total(self._nodes, "GPU"))
+        self._waiting: list[_Flight] = []
+        self._flights: dict[str, _Flight] = {}
+        self._nonces: dict[str, str] = {}
+        self._doubt = False
+        self._gone: RunError | None = None
+        self._closed = threading.Event()
+        self._todo: queue.SimpleQueue[tuple[_Flight, Callable[[], None]] | None] = queue.SimpleQueue()
+        for target in (self._work, self._knock):
+            threading.Thread(target=target, name=f"ray{target.__name__}", daemon=True).start()
 
     def submit(self, task: Task) -> Future[TaskReport]:
         """Send the task to a worker, or to an actor when it holds a model."""
-        if task.job.run not in self._checked:
-            self._check_nodes(task.job.run)
-        if task.holds_model or task.gpus:
-            idle = self._idle.setdefault(task.gpus, [])
-            actor = idle.pop() if idle else self._actor.options(num_gpus=task.gpus).remote()
-            ref = actor.run.remote(task)
-            return self._future(task, ref, actor)
-        return self._future(task, self._task.options(num_cpus=task.cpus).remote(task), None)
+        if self._gone is not None:
+            raise self._gone
+        if task.job.run not in self._nonces:
+            self._nonces[task.job.run] = self._check_nodes(task.job.run)
+        self._check_room(task)
+        flight = _Flight(task, self._nonces[task.job.run], Future())
+        self._flights[task.name] = flight
+        self._todo.put((flight, partial(self._launch, flight)))
+        return flight.done
 
     def cancel(self, task: Task) -> None:
-        """Stop the task by force."""
-        if task.name in self._running:
-            ray.cancel(self._running[task.name], force=not task.holds_model)
+        """Kill the worker or actor that has the task; the attempt fails even if that does not end."""
+        flight = self._flights.get(task.name)
+        if flight is not None:
+            self._todo.put((flight, partial(self._stop, flight)))
+            error = PartitionError(f"{task.label}: cancelled, and its worker did not end within {_STOP_S:g} s")
+            timer = threading.Timer(_STOP_S, self._settle, (flight, error))
+            timer.daemon = True
+            timer.start()
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""
-        for actors in self._idle.values():
-            for actor in actors:
-                ray.kill(actor)
-        self._idle.clear()
-        if self._own:
-            ray.shutdown()
+        self._closed.set()
+        self._todo.put(None)
+        self._exits.close()
 
-    def _future(self, task: Task, ref: Any, actor: Any) -> Future[TaskReport]:  # noqa: ANN401 - Ray's handles
-        self._running[task.name] = ref
-        done: Future[TaskReport] = Future()
+    def _launch(self, flight: _Flight) -> None:
+        if flight.task.holds_model or flight.task.gpus:
+            self._waiting.append(flight)
+            self._seat_waiting()
+        else:
+            self._follow(flight, self._task.options(num_cpus=flight.task.cpus).remote(flight.task, flight.nonce))
 
-        def finish(source: Future[Any]) -> None:
-            self._running.pop(task.name, None)
-            error = source.exception()
-            if error is not None:
-                done.set_exception(PartitionError(f"{task.label}: its worker died: {error}"[:500]))
-                return
-            if actor is not None:
-                self._idle[task.gpus].append(actor)
-            answer = source.result()
-            if isinstance(answer, MmdataError):
-                done.set_exception(answer)
+    def _seat_waiting(self) -> None:
+        """Give actors to those that wait, first where one of their size is idle."""
+        for flight in sorted(self._waiting, key=lambda flight: not self._seats.has_idle(flight.task.gpus)):
+            flight.seat = self._seats.take(flight.task.gpus)
+            if flight.seat is not None:
+                self._waiting.remove(flight)
+                self._follow(flight, flight.seat.handle.run.remote(flight.task, flight.nonce))
+
+    def _make_actor(self, gpus: float) -> Any:  # noqa: ANN401 - Ray's handle
+        # Without GPUs it needs a free CPU to start and none from then on: idle actors must not starve tasks.
+        options = {"num_gpus": gpus, "num_cpus": 0} if gpus else {}
+        return self._actor.options(scheduling_strategy="SPREAD", **options).remote()
+
+    def _follow(self, flight: _Flight, ref: Any) -> None:  # noqa: ANN401 - Ray's handle
+        flight.ref = ref
+        ref.future().add_done_callback(lambda source: self._todo.put((flight, partial(self._land, flight, source))))
+
+    def _land(self, flight: _Flight, source: Future[Any]) -> None:
+        error = source.exception()
+        if error is not None:
+            self._doubt = True
+            text = f"{flight.task.label}: its worker was lost: {brief(error)}"
+            self._settle(flight, PartitionError(text, hint="see whether memory ran out or a node died"))
+        else:
+            self._settle(flight, source.result())
+        if flight.seat is not None and error is None:
+            self._seats.leave(flight.seat)
+        elif flight.seat is not None:
+            self._seats.lose(flight.seat)
+        self._seat_waiting()
+
+    def _stop(self, flight: _Flight) -> None:
+        if flight in self._waiting:
+            self._waiting.remove(flight)
+            self._settle(flight, PartitionError(f"{flight.task.label}: cancelled while it waited for an actor"))
+        elif flight.done.done():
+            return
+        elif flight.seat is not None:
+            ray.kill(flight.seat.handle)
+        else:
+            ray.cancel(flight.ref, force=True)
+
+    def _settle(self, flight: _Flight, outcome: TaskReport | Exception) -> None:
+        if self._flights.get(flight.task.name) is flight:
+            del self._flights[flight.task.name]
+        with suppress(InvalidStateError):  # settled before: cancelled, or the cluster was given up
+            if isinstance(outcome, Exception):
+                flight.done.set_exception(outcome)
             else:
-                done.set_result(answer)
+                flight.done.set_result(outcome)
 
-        ref.future().add_done_callback(finish)
-        return done
+    def _work(self) -> None:
+        while (item := self._todo.get()) is not None:
+            flight, act = item
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 - a thread that dies would leave the run waiting for ever
+                self._settle(flight, PartitionError(f"{flight.task.label}: {brief(error)}"))
 
-    def _check_nodes(self, run: str) -> None:
-        mine = _probe(run)
-        for node in ray.nodes():
-            if not node["Alive"]:
-                continue
+    def _knock(self) -> None:
+        """Give all tasks up when nobody has answered at the head's port for a while."""
+        heard = time.monotonic()
+        while not self._closed.wait(_BEAT_S):
+            if listens(self.address):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _SILENCE_S:
+                hint = "start it again, or another; the same command resumes"
+                self._gone = RunError(f"the Ray cluster at {self.address} is gone", hint=hint)
+                for flight in list(self._flights.values()):
+                    self._settle(flight, self._gone)
+                return
+
+    def _check_room(self, task: Task) -> None:
+        """Refuse what would wait for ever, from the start or since a node died."""
+        if self._doubt and listens(self.address):
+            self._nodes, self._doubt = _alive(), False
+            self._seats.total_gpus = _total(self._nodes, "GPU")
+        sizes = [node["Resources"] for node in self._nodes]
+        if not any(size.get("CPU", 0) >= task.cpus and size.get("GPU", 0) >= task.gpus for size in sizes):
+            raise RunError(
+                f"{task.label}: no node of the Ray cluster at {self.address} has {task.cpus} CPUs and {task.gpus:g} GPUs",
+                hint="start such a node or ask for less in the stage's `resources`; the same command resumes",
+            )
+
+    def _check_nodes(self, run: str) -> str:
+        """Let every node read a nonce from the run folder; return it."""
+        nonce, probe = write_nonce(run), ray.remote(num_cpus=0, max_retries=0)(look)
+        mine, refs = look(run), {}
+        for node in self._nodes:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            probe = ray.remote(num_cpus=0)(_probe).options(scheduling_strategy=strategy)
-            theirs = ray.get(probe.remote(run), timeout=120)
-            if theirs != mine:
-                raise RunError(
-                    f"node {node['NodeManagerAddress']} does not see the run folder {run}",
-                    hint="use a folder that all nodes share, or an object store",
-                )
-        self._checked.add(run)
+            refs[probe.options(scheduling_strategy=strategy).remote(run)] = node["NodeManagerAddress"]
+        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=_NODE_S)
+        for ref, node in refs.items():
+            if ref in late:
+                raise RunError(f"node {node} did not answer within {_NODE_S:g} s", hint="mend it, or take it away")
+            try:
+                compare(node, run, mine, ray.get(ref, timeout=_NODE_S), token=self._token)
+            except ray.exceptions.RayError as error:
+                raise RunError(f"node {node} cannot work: {brief(error)}", hint="install mmdata on all nodes") from error
+        return nonce
 
 
-def _start(workers: int | None, address: str | None) -> None:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is not None:
-        ray.init(address=address, log_to_driver=False)
-        return
-    ray.init(
-        num_cpus=workers or os.cpu_count(),
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-        configure_logging=False,
-    )
+@contextmanager
+def _own_cluster(workers: int | None) -> Iterator[None]:
+    """Start a cluster on this machine that nobody else can use; it ends with the context, or with this process."""
+    environment = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    _read_token_again()
+    try:
+        _init("local", num_cpus=workers or os.cpu_count(), include_dashboard=False, object_store_memory=_STORE_BYTES)
+        yield
+    finally:
+        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        _read_token_again()
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    """Join a cluster that others started, and leave it."""
+    if address != "auto" and not listens(address):
+        raise RunError(f"nobody answers at {address}", hint="see whether the cluster's head is up, and the port right")
+    _read_token_again()
+    try:
+        _init(address)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str, **options: Any) -> None:  # noqa: ANN401 - Ray's
+    """Call `ray.init`; a cluster of this machine alone gets a loopback address."""
+    several = ray_constants.ENABLE_RAY_CLUSTER
+    # Ray puts the machine's outer address in place of a loopback one, and listens on all interfaces then, except where it
+    # believes that it runs on one machine only.
+    ray_constants.ENABLE_RAY_CLUSTER = several and address != "local" and not is_loopback(address)
+    try:
+        ray.init(address, log_to_driver=False, configure_logging=False, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = "start Ray" if address == "local" else f"join the Ray cluster at {address}"
+        hint = "the driver runs on one of its nodes, with its token, Python and Ray"
+        raise RunError(f"cannot {where}: {brief(error)}", hint=hint) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several
+    if address == "local" and not is_loopback(ray.get_runtime_context().gcs_address):
+        raise RunError(f"ray {ray.__version__} does not keep to loopback", hint="use another version, or --executor processes")
+
+
+def _read_token_again() -> None:
+    """Ray keeps what it once read from the environment."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _alive() -> list[dict[str, Any]]:
+    """Return the nodes that take work."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
+
+
+def _total(nodes: list[dict[str, Any]], resource: str) -> float:
+    return float(sum(node["Resources"].get(resource, 0) for node in nodes))

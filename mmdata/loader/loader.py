@@ -65,10 +65,11 @@ class Loader(Generic[T]):
         while len(self._ahead) < AHEAD:
             samples = next(self._source)
             self._ahead.append((samples, [self._pool.submit(self._one, *sample) for sample in samples]))
-        samples, futures = self._ahead.popleft()
+        samples, futures = self._ahead[0]
         started = time.monotonic()
         items = tuple(future.result() for future in futures)
         self.wait_s += time.monotonic() - started
+        self._ahead.popleft()  # not before: a row that cannot be read stays the next one, and the state says so
         self._advance()
         return Row(items, tuple(samples))
 

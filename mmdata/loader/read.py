@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmdata.errors import RecordError, RunError
 from mmdata.media import Jail, decode
 from mmdata.shards import KINDS, Corpus
 from mmdata.shards.corpus import SUFFIXES
@@ -35,10 +36,17 @@ class Sample:
 
 
 def read_sample(corpus: Corpus, index: int) -> Sample:
-    """Read, verify and decode one sample."""
+    """Read, verify and decode one sample; what goes wrong names the shard and the sample."""
     members = corpus.read(index)
-    meta = json.loads(members["json"])
-    blocks = tuple(_block(record, members, meta, corpus.trusted) for record in corpus.blocks_of(index))
+    try:
+        meta = json.loads(members["json"])
+        blocks = tuple(_block(record, members, meta, corpus.trusted) for record in corpus.blocks_of(index))
+    except (RecordError, LookupError, TypeError, ValueError) as error:
+        reason = error.message if isinstance(error, RecordError) else repr(error)
+        raise RunError(
+            f"{corpus.where(index)} cannot be decoded: {reason}",
+            hint="its bytes are what was written: add a stage that decodes, such as `measure`, and build the corpus anew",
+        ) from error
     return Sample(index, corpus.sample_id(index), blocks, meta)
 
 

@@ -19,15 +19,16 @@ _STATE = ("reason", "stage", "keeper_id", "keeper_position", "value")
 def explain(url: str, sample_id: str) -> str:
     """Return all that the newest finished generation knows of a sample, as text."""
     run = RunStore(url)
-    numbers = run.numbers("manifest")
+    numbers = run.finished()
     if not numbers:
         raise ConfigError(f"{url}: no finished generation", hint="give the --run-dir of a run that has ended")
     generation = load_generation(url, numbers[-1])
-    heads = run.read_json(f"manifest/{numbers[-1]}.json")["heads"]
+    heads = run.manifest(numbers[-1])["heads"]
     keys = plan_keys(generation.plan)
     found: list[str] = []
     for partition, head in zip(generation.partitions, heads, strict=True):
-        found += _in_partition(PartitionView(run, generation.plan, keys, partition), generation, head, sample_id)
+        if head is not None:  # else the partition was given up
+            found += _in_partition(PartitionView(run, generation.plan, keys, partition), generation, head, sample_id)
     if not found:
         raise ConfigError(f"no sample `{sample_id}` in {url}", hint="ids are 32 hex digits, as in a sample's JSON")
     return "\n\n".join(found)

@@ -19,16 +19,17 @@ def fates(run: RunStore, columns: Sequence[str], number: int | None = None) -> p
     Columns are `reason` (null = kept), `stage` (its name) and those asked for; a column that a dropped row never got is
     null there.
     """
-    number = run.numbers("manifest")[-1] if number is None else number
+    number = run.finished()[-1] if number is None else number
     generation = load_generation(run.url, number)
-    heads = run.read_json(f"manifest/{number}.json")["heads"]
+    heads = run.manifest(number)["heads"]
     keys = plan_keys(generation.plan)
     names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
     tables = []
     for partition, head in zip(generation.partitions, heads, strict=True):
         view = PartitionView(run, generation.plan, keys, partition)
-        record = run.record(head)
-        assert record is not None
+        record = None if head is None else run.record(head)
+        if record is None:  # the partition was given up
+            continue
         state = State.from_bytes(run.state_of(record))
         table = state.table().filter(pc.equal(state.table().column("space"), state.space))
         stages = pa.array([names.get(stage) for stage in table.column("stage").to_pylist()], pa.string())

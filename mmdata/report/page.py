@@ -47,7 +47,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
 def funnel_html(funnel: dict[str, object], by_stage: Sequence[tuple[str, str, int]]) -> str:
     """Return the funnel as a table with bars."""
     rows_in, made, kept = (int(str(funnel[key])) for key in ("rows_in", "made_by_splits", "kept"))
-    total = rows_in + made
+    total = max(rows_in + made, 1)
     rows = [("rows in", "", rows_in, "kept"), ("made by splits", "", made, "kept")]
     rows += [(stage, reason, num, "") for stage, reason, num in by_stage]
     rows.append(("kept", "", kept, "kept"))

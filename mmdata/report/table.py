@@ -1,21 +1,29 @@
 """Tables for a terminal."""
 
-import json
-
-from mmdata.engine import Forecast, RunResult, RunStore
+from mmdata.engine import Forecast, RunResult
+from mmdata.engine.forecast import StepForecast
 from mmdata.plan import Plan, written
 
 
 def forecast_text(forecast: Forecast) -> str:
-    """Say stage by stage what is kept and what will be computed."""
+    """Say stage by stage how many rows are kept and how many will be computed."""
     if not forecast.tasks_missing:
         return f"generation {forecast.generation}: all is there, nothing to do"
     lines = [f"generation {forecast.generation}: {forecast.partitions} partitions"]
-    for name, held, missing, more in forecast.steps:
-        kept = "kept; rows that are new to it are added" if more else "kept"
-        verdict = kept if not missing else "computed" if not held else f"computed for {missing}, kept for {held}"
-        lines.append(f"  {name:<16} {verdict}")
+    for step in forecast.steps:
+        if step.stage not in forecast.passes:
+            lines.append(f"  {step.stage:<16} {_kept_and_computed(step)}")
+    lines += [f"  {name:<16} made anew, from all rows" for name in forecast.passes]
     return "\n".join(lines)
+
+
+def _kept_and_computed(step: StepForecast) -> str:
+    """Return `kept 60`, `computed 60`, `kept 50, computed 3 to 10` or `computed 3 or more`."""
+    computed = f"computed {step.least:,}" if step.most == step.least else f"computed {step.least:,} to {step.most or 0:,}"
+    if step.most is None:
+        computed = f"computed {step.least:,} or more"
+    kept = f"kept {step.kept:,}"
+    return ", ".join([kept] * bool(step.kept or step.most == 0) + [computed] * (step.most != 0))
 
 
 def funnel_text(result: RunResult) -> str:
@@ -47,28 +55,4 @@ def plan_text(plan: Plan) -> str:
             gives = ", ".join(field.name for field in written(step.stage)) or ", ".join(step.stage.reasons())  # type: ignore[attr-defined]
             lines.append(f"    {step.stage.name:<16} {', '.join(step.stage.reads())}  ->  {gives}")
     lines.append(f"  sink     {'none' if plan.sink is None else plan.sink.name}")
-    return "\n".join(lines)
-
-
-def status_text(url: str) -> str:
-    """Return how far a run is and what its generations came to."""
-    from mmdata.errors import ConfigError
-
-    run = RunStore(url)
-    owner = run.owner()
-    if owner is None:
-        raise ConfigError(f"{url}: not a run folder", hint="give the --run-dir of `mmdata run`")
-    lines = [f"plan {owner['plan']} over {', '.join(owner['source'])}"]
-    if run.store.exists("status.json"):
-        facts = run.read_json("status.json")
-        lines.append(
-            f"{facts['state']}: {facts['share']:.0%} of {facts['tasks_total']} tasks, {facts['rows_per_s']:,} rows/s, "
-            f"{facts['seconds']} s, left {facts['seconds_left']} s, at {facts['stage']}; drops {json.dumps(facts['top_drops'])}"
-        )
-    for number in run.numbers("manifest"):
-        facts = run.read_json(f"manifest/{number}.json")
-        funnel = facts["funnel"]
-        lines.append(f"generation {number}: kept {funnel['kept']:,} of {funnel['rows_in']:,} rows, corpus {facts['corpus']}")
-    open_ones = set(run.numbers("generations")) - set(run.numbers("manifest"))
-    lines += [f"generation {number}: not finished; the same command resumes it" for number in sorted(open_ones)]
     return "\n".join(lines)

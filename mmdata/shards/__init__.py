@@ -2,5 +2,8 @@
 
 from mmdata.shards.corpus import BLOCK_DTYPE, KINDS, SAMPLE_DTYPE, Corpus, open_corpus
 from mmdata.shards.tar import TarFile, member_bytes
+from mmdata.shards.verify import Problem, Verdict, verify
 
-__all__ = ["BLOCK_DTYPE", "KINDS", "SAMPLE_DTYPE", "Corpus", "TarFile", "member_bytes", "open_corpus"]
+__all__ = [
+    "BLOCK_DTYPE", "KINDS", "SAMPLE_DTYPE", "Corpus", "Problem", "TarFile", "Verdict", "member_bytes", "open_corpus", "verify",
+]  # fmt: skip

@@ -10,15 +10,18 @@
 Samples lie in the order of the tars. Offsets count 512-byte tar blocks, so 4 bytes reach 2 TiB.
 """
 
-import json
-from dataclasses import dataclass
+import io
+import os
+import re
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import xxhash
 
 from mmdata.errors import RunError
-from mmdata.storage import Store, digest_json, open_store
+from mmdata.shards.sealed import RESTORE, Manifest, read_manifest
+from mmdata.storage import Store, digest_bytes, open_store
 
 SAMPLE_DTYPE = np.dtype([
     ("shard", "<u4"), ("num_blocks", "<u2"), ("split", "<u2"), ("first_block", "<u8"),
@@ -34,64 +37,81 @@ KINDS = ("text", "image", "video")
 SUFFIXES = ("txt", "jpg", "png", "webp", "gif", "avif", "mp4")
 TAR_BLOCK = 512
 
+_OCTAL = re.compile(rb"[0-7]{11}")
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """An open corpus; arrays are read when first asked for."""
+    """An open corpus. Arrays are read when first asked for; whatever is read is first compared with the manifest.
+
+    A reader that went through all samples of a shard has checked every byte of it: samples lie end to end and carry an
+    xxh3 each, and what follows the last one is checked when the shard is first used.
+    """
 
     store: Store
     facts: dict[str, object]
+    manifest: Manifest
+    _admitted: set[int] = field(default_factory=set, repr=False, compare=False)
 
     @cached_property
     def samples(self) -> np.ndarray:
         """The sample records, (N,) SAMPLE_DTYPE."""
-        return self._array("samples", SAMPLE_DTYPE)
+        return self._array("samples", SAMPLE_DTYPE, self.manifest.samples)
 
     @cached_property
     def blocks(self) -> np.ndarray:
         """The block records, (M,) BLOCK_DTYPE."""
-        return self._array("blocks", BLOCK_DTYPE)
+        return self._array("blocks", BLOCK_DTYPE, self.manifest.blocks)
 
     @cached_property
     def sample_ids(self) -> np.ndarray:
         """The sample ids as two 64-bit halves, (N,) u8,u8: DataComp's subset format."""
-        return self._array("sample_ids", ID_DTYPE)
+        return self._array("sample_ids", ID_DTYPE, self.manifest.samples)
 
     @cached_property
     def shards(self) -> list[str]:
         """Names of the tars, in order."""
-        return [shard["name"] for shard in self.facts["shards"]]  # type: ignore[attr-defined]
+        return [shard.name for shard in self.manifest.shards]
+
+    @cached_property
+    def first_samples(self) -> np.ndarray:
+        """The index of each shard's first sample, and the number of all samples last: (shards + 1,) int64."""
+        return np.cumsum([0, *(shard.samples for shard in self.manifest.shards)], dtype=np.int64)
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits; a sample's `split` is an index into them."""
-        return list(self.facts["splits"])  # type: ignore[call-overload, no-any-return]
+        return list(self.manifest.splits)
 
     @property
     def trusted(self) -> bool:
         """True when all media was encoded by us; other bytes are decoded in the jail."""
-        return bool(self.facts.get("trusted"))
+        return self.manifest.trusted
 
     @property
     def digest(self) -> str:
         """Digest of the manifest: it covers the SHA-256 of every shard."""
-        return str(self.facts["digest"])
+        return self.manifest.digest
 
     def read(self, index: int) -> dict[str, bytes]:
         """Return the members of one sample by their suffix, after checking its xxh3.
 
         A text block without a file of its own (documents) lies in `json`.
         """
+        try:
+            return dict(_members(self._bytes(index)))
+        except FileNotFoundError:
+            problem = "cannot be read: the shard is missing"
+        except OSError as error:
+            problem = f"cannot be read: {error}"
+        except RunError as error:
+            problem = error.message
+        raise RunError(f"{self.where(index)} {problem}", hint=f"the shard is damaged: {RESTORE}")
+
+    def where(self, index: int) -> str:
+        """Return the shard, the sample and where it starts, for messages."""
         record = self.samples[index]
-        start, size = int(record["start"]) * TAR_BLOCK, int(record["length"]) * TAR_BLOCK
-        name = self.shards[record["shard"]]
-        data = self.store.read_range(name, start, size)
-        if xxhash.xxh3_64_intdigest(data) != int(record["xxh3"]):
-            raise RunError(
-                f"{self.store.url}/{name}: sample {index} at byte {start} is not what was written",
-                hint="the shard is damaged: copy it again, or build the corpus anew from its run folder",
-            )
-        return dict(_members(data))
+        return f"{self.store.url}/{self.shards[int(record['shard'])]}: sample {index} at byte {int(record['start']) * TAR_BLOCK}"
 
     def blocks_of(self, index: int) -> np.ndarray:
         """Return the block records of one sample."""
@@ -103,40 +123,62 @@ class Corpus:
         high, low = self.sample_ids[index].tolist()
         return f"{high:016x}{low:016x}"
 
-    def _array(self, name: str, dtype: np.dtype) -> np.ndarray:
-        with self.store.open(f"index/{name}.npy") as file:
-            array: np.ndarray = np.load(file, allow_pickle=False)
-        if array.dtype != dtype:
-            raise RunError(f"{self.store.url}/index/{name}.npy: records are {array.dtype}, not {dtype}")
+    def _bytes(self, index: int) -> bytes:
+        record = self.samples[index]
+        shard, start, size = int(record["shard"]), int(record["start"]) * TAR_BLOCK, int(record["length"]) * TAR_BLOCK
+        self._admit(shard)
+        data = self.store.read_range(self.shards[shard], start, size)
+        if xxhash.xxh3_64_intdigest(data) != int(record["xxh3"]):
+            raise RunError("is not what was written")
+        return data
+
+    def _admit(self, shard: int) -> None:
+        """Check, once a shard, what the xxh3 of samples cannot say: its length, and that only zeros follow the last sample."""
+        if shard in self._admitted:
+            return
+        facts, last = self.manifest.shards[shard], self.samples[self.first_samples[shard + 1] - 1]
+        content = (int(last["start"]) + int(last["length"])) * TAR_BLOCK
+        with self.store.open(facts.name) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size != facts.bytes:
+                raise RunError(f"cannot be trusted: the shard has {size:,} bytes, the manifest says {facts.bytes:,}")
+            file.seek(content)
+            if file.read().strip(b"\0"):
+                raise RunError(f"cannot be trusted: the shard's end, from byte {content} on, is not what was written")
+        self._admitted.add(shard)
+
+    def _array(self, name: str, dtype: np.dtype, length: int) -> np.ndarray:
+        file = f"index/{name}.npy"
+        where = f"{self.store.url}/{file}"
+        try:
+            data = self.store.read(file)
+        except FileNotFoundError:
+            raise RunError(f"{where}: missing", hint=RESTORE) from None
+        if digest_bytes(data) != self.manifest.index[file]:
+            raise RunError(f"{where}: its SHA-256 is not the manifest's", hint=RESTORE)
+        try:
+            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        except ValueError as error:
+            raise RunError(f"{where}: not an array of numpy: {error}", hint=RESTORE) from error
+        if array.dtype != dtype or array.shape != (length,):
+            raise RunError(f"{where}: holds {array.shape} records of {array.dtype}, not ({length},) of {dtype}", hint=RESTORE)
         return array
 
 
 def open_corpus(url: str) -> Corpus:
     """Open a corpus by its folder; the manifest is checked by its own digest."""
     store = open_store(url)
-    try:
-        facts = json.loads(store.read("corpus.json"))
-    except FileNotFoundError:
-        raise RunError(f"{url}: no corpus.json", hint="give a folder that `mmdata run` has finished") from None
-    except ValueError as error:
-        raise RunError(f"{url}/corpus.json: not valid JSON: {error}", hint="it was cut short; copy it again") from error
-    if facts.get("digest") != seal(facts)["digest"]:
-        raise RunError(f"{url}/corpus.json: does not match its own digest", hint="it was edited or damaged; copy it again")
-    return Corpus(store, facts)
-
-
-def seal(facts: dict[str, object]) -> dict[str, object]:
-    """Return the manifest with the digest of everything else in it."""
-    body = {key: value for key, value in facts.items() if key != "digest"}
-    return {**body, "digest": digest_json(body)}
+    return Corpus(store, *read_manifest(store))
 
 
 def _members(data: bytes) -> list[tuple[str, bytes]]:
     """Cut the tar bytes of one sample into members: suffix after the first dot, data."""
     members, at = [], 0
     while at < len(data):
-        name = data[at : at + 100].rstrip(b"\0").decode()
-        size = int(data[at + 124 : at + 135], 8)
-        members.append((name.split(".", 1)[1], data[at + TAR_BLOCK : at + TAR_BLOCK + size]))
-        at += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
+        name, size = data[at : at + 100].rstrip(b"\0").decode(errors="replace"), data[at + 124 : at + 135]
+        if not _OCTAL.fullmatch(size):
+            raise RunError(f"holds no tar header after {at} bytes")
+        end = at + TAR_BLOCK + int(size, 8)
+        members.append((name.partition(".")[2], data[at + TAR_BLOCK : end]))
+        at = -(-end // TAR_BLOCK) * TAR_BLOCK
     return members

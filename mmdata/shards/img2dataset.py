@@ -13,11 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmdata.errors import PartitionError
+from mmdata.failpoint import step
 from mmdata.shards.tar import Member, TarFile
 from mmdata.storage import Store
 
 SHARD_DIGITS = 5
 ROW_GROUP = 100
+MAX_LEFTOVERS = 1000
 
 _RESULT_FIELDS = (
     pa.field("key", pa.string()), pa.field("status", pa.string()), pa.field("error_message", pa.string()),
@@ -77,20 +80,26 @@ class Shard:
             members["txt"] = str(item.columns["caption"] or "").encode()
         return members
 
-    def commit(self, store: Store, folder: str) -> None:
-        """Create the tar, the parquet and, last, the stats file whose presence marks the shard as done."""
+    def commit(self, store: Store, folder: str) -> str:
+        """Create the tar, the parquet and, last, the stats file whose presence marks the shard as done; return the folder.
+
+        Where an attempt that was killed has left other bytes the shard goes to `folder.a1`, and so on: nothing is ever
+        taken away from under a writer that may still live.
+        """
         schema = pa.schema([*self.columns, *_RESULT_FIELDS])
         path = self.scratch / f"{self.name}.parquet"
         pq.write_table(pa.Table.from_pylist(self.records, schema=schema), path, row_group_size=ROW_GROUP)
         stats = self.scratch / f"{self.name}_stats.json"
         stats.write_text(json.dumps(self._stats(), indent=4), encoding="utf-8")
-        for file in (self.scratch / f"{self.name}.tar", path, stats):
-            name = f"{folder}/{file.name}"
-            if not store.create_from(name, file):
-                # An attempt that was killed before its record left this name; nothing refers to it.
-                store.delete(name)
-                store.create_from(name, file)
-            file.unlink()
+        files = (self.scratch / f"{self.name}.tar", path, stats)
+        for place in (folder, *(f"{folder}.a{number}" for number in range(1, MAX_LEFTOVERS + 1))):
+            with step("payload"):
+                if all(store.create_from(f"{place}/{file.name}", file) for file in files):
+                    return place
+        raise PartitionError(
+            f"{store.url}/{folder}: {MAX_LEFTOVERS} killed attempts have left shard {self.name} with other bytes",
+            hint="`mmdata gc` frees them",
+        )
 
     def _record(self, index: int, item: Item) -> dict[str, object]:
         width, height, original_width, original_height = item.sizes

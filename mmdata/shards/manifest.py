@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mmdata.shards.corpus import seal
+from mmdata.shards.sealed import MANIFEST, VERSION, seal
 from mmdata.shards.units import INDEXES
 from mmdata.storage import Store, digest_bytes
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,8 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
         for name, unit in zip(names, units, strict=True)
     ]  # fmt: skip
     sizes = {shard["name"]: shard["samples"] for shard in shards}
-    wids = {
-        "__kind__": "wids-shard-index-v1", "wids_version": 1, "name": facts.plan_name,
-        "shardlist": [{"url": name, "nsamples": count} for name, count in sizes.items()],
-    }  # fmt: skip
-    store.create_same(f"{folder}/sizes.json", _json(sizes))
-    store.create_same(f"{folder}/wids.json", _json(wids))
+    for name, value in listings(facts.plan_name, sizes).items():
+        store.create_same(f"{folder}/{name}", _json(value))
     manifest = seal({
         "version": VERSION, "generation": 1, "plan": facts.plan_name, "plan_digest": facts.plan_digest,
         "trusted": facts.trusted,
@@ -56,7 +50,16 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
         "index": {name: digest for name, digest in sorted(digests.items()) if name.startswith("index/")},
         "columns": facts.columns, "licences": facts.licences, "funnel": facts.funnel,
     })  # fmt: skip
-    store.create_same(f"{folder}/corpus.json", _json(manifest))
+    store.create_same(f"{folder}/{MANIFEST}", _json(manifest))
+
+
+def listings(plan_name: str, sizes: dict[str, int]) -> dict[str, dict[str, object]]:
+    """Return what other readers look for beside the shards: open_clip's `sizes.json` and wids' index."""
+    wids = {
+        "__kind__": "wids-shard-index-v1", "wids_version": 1, "name": plan_name,
+        "shardlist": [{"url": name, "nsamples": count} for name, count in sizes.items()],
+    }  # fmt: skip
+    return {"sizes.json": dict(sizes), "wids.json": wids}
 
 
 def _join(store: Store, folder: str, names: list[str]) -> dict[str, np.ndarray]:

@@ -7,6 +7,8 @@ member and pads to 512, so every offset is known before a byte is written; that 
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+from mmdata.failpoint import step
+
 BLOCK = 512
 RECORD = 10_240
 
@@ -61,5 +63,6 @@ class TarFile:
 
     def close(self) -> None:
         """Finish the archive."""
-        self._writer.close()
-        self._file.close()
+        with step("tar"):
+            self._writer.close()
+            self._file.close()

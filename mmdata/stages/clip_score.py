@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mmdata.models import ScorerSpec
 from mmdata.schema import OUTCOME
-from mmdata.stages.verbs import Batch, Map, MapFn, WorkerContext
+from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
 
 
 class ClipScore(Map):
@@ -18,6 +18,7 @@ class ClipScore(Map):
 
     name: ClassVar[str] = "clip_score"
 
+    resources: Resources = Resources(memory_mib=8192, row_s=10)
     scorer: ScorerSpec = ScorerSpec()
     column: str = "clip_score"
 

@@ -22,7 +22,7 @@ from mmdata.media import Jail, Resize
 from mmdata.net import Failure, Fetcher, Guard, Limits
 from mmdata.schema import OUTCOME, PAYLOAD, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard
-from mmdata.stages.verbs import Batch, Map, MapFn, WorkerContext
+from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
 
 AGENT = "mmdata/0.1"
 _INPUT = (pa.field("caption", pa.string()), pa.field("url", pa.string()), pa.field("sample_id", pa.string()))
@@ -49,6 +49,7 @@ class Download(Map, Resize):
     whole: ClassVar[bool] = True
     not_in_key: ClassVar[set[str]] = {"resources", "connections", "contact"}
 
+    resources: Resources = Resources(row_s=30)  # the longest Crawl-delay that is obeyed
     limits: Limits = Limits()
     connections: Annotated[int, Field(ge=1, le=4096)] = 64
     contact: str = ""
@@ -99,8 +100,8 @@ class _Job:
             asyncio.run(self._fetch_all(spool, jails, pool))
             shard = Shard(Path(folder), self.place.shard, len(self.rows), _INPUT)
             shard.write((index, self._with_data(spool, index)) for index in sorted(self.items))
-            shard.commit(self.ctx.store, self.place.set)
-        return self._table(shard)
+            place = shard.commit(self.ctx.store, self.place.set)
+        return self._table(shard, place)
 
     def _jails(self, stack: ExitStack) -> SimpleQueue[Jail]:
         jails: SimpleQueue[Jail] = SimpleQueue()
@@ -174,13 +175,12 @@ class _Job:
         spool.seek(offset)
         return replace(self.items[index], data=spool.read(size))
 
-    def _table(self, shard: Shard) -> pa.Table:
-        assert self.place is not None
+    def _table(self, shard: Shard, place: str) -> pa.Table:
         columns: dict[str, list[Any]] = {field.name: [] for field in self.stage.writes()}
         for index, facts in enumerate(self.facts):
             member = shard.members.get(index)
             ref = None if member is None else {
-                "set": self.place.set, "tar": f"{shard.name}.tar", "offset": member.offset, "size": member.size,
+                "set": place, "tar": f"{shard.name}.tar", "offset": member.offset, "size": member.size,
                 "sha256": facts["sha256"], "trusted": True,
             }  # fmt: skip
             columns[PAYLOAD_COLUMN].append(ref)

@@ -1,5 +1,6 @@
 """Sources: an entry of a catalog file, and a folder of images with texts beside them."""
 
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -7,26 +8,35 @@ from typing import Annotated, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from mmdata.catalog import Entry, count_rows, list_files, load_entry, read_raw, to_rows
-from mmdata.catalog.files import file_digest, resolve
-from mmdata.catalog.rows import Origin, clean_text
-from mmdata.errors import ConfigError
-from mmdata.schema import BASE_FIELDS, OUTCOME, PAYLOAD, PAYLOAD_COLUMN
+from mmdata.catalog import Entry, Origin, Raw, UnreadableError, clean_text, list_files, load_entry, open_list, to_rows
+from mmdata.catalog.files import file_digest, refuse_special
+from mmdata.catalog.text import MAX_LINE_CHARS
+from mmdata.errors import ConfigError, RunError, printable
+from mmdata.schema import BASE_FIELDS, OUTCOME, PAYLOAD, PAYLOAD_COLUMN, REPAIRED
 from mmdata.stages.verbs import Source, SourceSlice
 from mmdata.storage import digest_file, digest_json
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
 
 
+_LEFT_OUT = "left out: "
+
+
 class Catalog(Source):
-    """Rows of one entry of a catalog file; `data` is where the entry's files lie, by default beside the catalog."""
+    """Rows of one entry of a catalog file; `data` is where the entry's files lie, by default beside the catalog.
+
+    A list file that is damaged, or not what it says, is refused by name. With `skip_unreadable` it is left out instead: a
+    warning names it, and it counts as one bad row (rows that turn out unreadable only later are bad rows, too).
+    """
 
     name: ClassVar[str] = "catalog"
+    version: ClassVar[int] = 2
 
     file: str
     entry: str
     data: str | None = None
     partition_rows: Annotated[int, Field(ge=1)] = 10_000
+    skip_unreadable: bool = False
 
     @cached_property
     def definition(self) -> Entry:
@@ -45,7 +55,7 @@ class Catalog(Source):
     def located(self, home: Path) -> "Catalog":
         """Return itself with absolute paths."""
         data = None if self.data is None else str(home / self.data)
-        return Catalog(file=str(home / self.file), entry=self.entry, data=data, partition_rows=self.partition_rows)
+        return self.model_copy(update={"file": str(home / self.file), "data": data})
 
     def licences(self) -> dict[str, str]:
         """Return the entry's licence."""
@@ -53,38 +63,48 @@ class Catalog(Source):
 
     def identity(self) -> dict[str, object]:
         """Return the entry's reading rules, without the place of its files."""
-        return {"entry": self.entry, "reading": self.definition.reading()}
+        rules = {"entry": self.entry, "reading": self.definition.reading()}
+        return rules | ({"skip_unreadable": True} if self.skip_unreadable else {})
 
     def fields(self) -> tuple[pa.Field, ...]:
-        """Return the base columns and the carried ones."""
-        return (*BASE_FIELDS, *self.definition.carried())
+        """Return the base columns, what was mended, and the carried ones."""
+        return (*BASE_FIELDS, REPAIRED, *self.definition.carried())
 
     def scan(self) -> list[SourceSlice]:
-        """Cut every file into slices of `partition_rows` rows; the last of a file is short."""
-        slices = []
-        for path in list_files(self.definition, self.root):
-            resolve(self.definition, path)
-            self.read(SourceSlice("", path.relative_to(self.root).as_posix(), 0, 1))
-            digest, rows = file_digest(path), count_rows(self.definition, path)
-            name = path.relative_to(self.root).as_posix()
-            slices += [
-                SourceSlice(digest, name, start, min(start + self.partition_rows, rows))
-                for start in range(0, rows, self.partition_rows)
-            ]
-        return slices
+        """Cut every file into slices of `partition_rows` rows; the last of a file is short, and an empty one has none."""
+        return [part for path in list_files(self.definition, self.root) for part in self._cut(path)]
 
     def read(self, part: SourceSlice) -> pa.Table:
         """Return the rows of one slice."""
-        path = self.root / part.file
-        raw = read_raw(self.definition, path, part.start, part.stop)
-        parts = resolve(self.definition, path)
-        return to_rows(self.definition, raw, parts, Origin(self.entry, part.file, part.start))
+        origin = Origin(self.entry, part.file, part.start)
+        list_file = open_list(self.definition, self.root / part.file)
+        try:
+            if not part.digest.startswith(_LEFT_OUT):
+                return to_rows(self.definition, list_file.read(part.start, part.stop), list_file.parts, origin)
+        except UnreadableError as error:
+            if not self.skip_unreadable:
+                raise RunError(error.message, hint=error.hint) from error
+        return to_rows(self.definition, [Raw({}, [True] * (part.stop - part.start))], {}, origin)
+
+    def _cut(self, path: Path) -> list[SourceSlice]:
+        name, step = path.relative_to(self.root).as_posix(), self.partition_rows
+        try:
+            rows = open_list(self.definition, path).count()
+        except UnreadableError as error:
+            if not self.skip_unreadable:
+                raise
+            warnings.warn(printable(f"{error.message}; the file is left out and counts as one bad row"), stacklevel=2)
+            stat = path.stat()
+            return [SourceSlice(f"{_LEFT_OUT}{stat.st_size} {stat.st_mtime_ns}", name, 0, 1)]
+        digest = file_digest(path)
+        return [SourceSlice(digest, name, start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 class Folder(Source):
     """Images of a folder, each with its text in a file of the same name and suffix `.txt`."""
 
     name: ClassVar[str] = "folder"
+    version: ClassVar[int] = 2
 
     path: str
     licence: str = "unknown"
@@ -107,8 +127,8 @@ class Folder(Source):
         return {"folder": Path(self.path).absolute().as_posix()}
 
     def fields(self) -> tuple[pa.Field, ...]:
-        """Return the base columns and `payload`: the images need no download."""
-        return (*BASE_FIELDS, pa.field(PAYLOAD_COLUMN, PAYLOAD))
+        """Return the base columns, what was mended, and `payload`: the images need no download."""
+        return (*BASE_FIELDS, REPAIRED, pa.field(PAYLOAD_COLUMN, PAYLOAD))
 
     def scan(self) -> list[SourceSlice]:
         """Cut the sorted images into slices; a slice's digest covers names, sizes and times."""
@@ -130,20 +150,23 @@ class Folder(Source):
         root = Path(self.path)
         if not root.is_dir():
             raise ConfigError(f"{root}: no such folder", hint="give a folder of images with .txt files beside them")
-        found = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-        if not found:
+        images = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
+        for path in images:
+            refuse_special(path)
+        if not images:
             raise ConfigError(f"{root}: holds no image", hint=f"suffixes read: {' '.join(IMAGE_SUFFIXES)}")
-        return sorted(found)
+        return sorted(path.relative_to(root).as_posix() for path in images)
 
     def _digest(self, names: list[str]) -> str:
-        paths = [path for name in names for path in (Path(self.path) / name, (Path(self.path) / name).with_suffix(".txt"))]
-        stats = [(path.name, path.stat()) for path in paths if path.is_file()]
+        images = [Path(self.path) / name for name in names]
+        paths = [path for image in images for path in (image, *_texts_of(image))]
+        stats = [(path.name, path.stat()) for path in paths]
         return digest_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
     def _row(self, name: str) -> dict[str, object]:
         path = Path(self.path).absolute() / name
-        text = path.with_suffix(".txt")
         size = path.stat().st_size
+        repairs: set[str] = set()
         payload = {
             "set": Path(self.path).absolute().as_posix(), "tar": name, "offset": 0, "size": size,
             "sha256": digest_file(path), "trusted": False,
@@ -153,10 +176,25 @@ class Folder(Source):
             "position": 0,
             "document": False,
             "url": None,
-            "text": clean_text(text.read_text(encoding="utf-8", errors="replace")) if text.is_file() else None,
+            "text": next((clean_text(_read_text(text), repairs) for text in _texts_of(path)), None),
             "media": "image",
             "source": Path(self.path).name,
             "captions": None,
+            REPAIRED.name: ",".join(sorted(repairs)) or None,
             "payload": payload,
             OUTCOME: None,
         }
+
+
+def _texts_of(image: Path) -> list[Path]:
+    """Return the text file beside an image, if there is one."""
+    text = image.with_suffix(".txt")
+    if text.is_symlink() or text.exists():
+        refuse_special(text)
+        return [text]
+    return []
+
+
+def _read_text(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        return file.read(MAX_LINE_CHARS)  # more than is kept of any text

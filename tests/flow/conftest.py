@@ -7,7 +7,7 @@ import pytest
 
 from mmdata.demo import DemoServer
 from mmdata.engine import RunResult
-from mmdata.executors import SerialExecutor
+from mmdata.executors import InlineExecutor
 from tests.flow.small import corpus_digest, run_small, small_plan
 
 
@@ -25,5 +25,5 @@ class Undisturbed:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, server: DemoServer) -> Undisturbed:
     """Run the small plan once, serially."""
     home = tmp_path_factory.mktemp("small")
-    result = run_small(small_plan(home), home / "run", SerialExecutor(), server)
+    result = run_small(small_plan(home), home / "run", InlineExecutor(), server)
     return Undisturbed(home, home / "run", result, corpus_digest(home / "run"))

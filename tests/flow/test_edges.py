@@ -8,7 +8,7 @@ import pytest
 
 from mmdata.engine import Runner, RunResult
 from mmdata.errors import ConfigError, RunError
-from mmdata.executors import SerialExecutor
+from mmdata.executors import InlineExecutor
 from mmdata.loader import read_sample
 from mmdata.plan import Plan
 from mmdata.shards import Corpus, open_corpus
@@ -34,7 +34,7 @@ def images(folder: Path, num: int, text: str = "a red square {}") -> Folder:
 
 def run(home: Path, source: Folder | Catalog, *stages: Stage, sink: Shards | None = None) -> RunResult:
     plan = Plan(name="edge", source=(source,), stages=stages, sink=sink or Shards(samples=3))
-    return Runner(plan, str(home / "run")).execute(SerialExecutor(), quiet=True)
+    return Runner(plan, str(home / "run")).execute(InlineExecutor(), quiet=True)
 
 
 def corpus(result: RunResult) -> Corpus:
@@ -156,7 +156,7 @@ def test_a_document_with_a_dropped_block_reads_back_in_order(tmp_path: Path, mon
     source = documents(tmp_path, own, own)  # published ids repeat: these are two documents all the same
     plan = Plan(name="d", source=(source,), stages=(Download(image_size=32), TextRules(min_chars=3)), sink=Shards())
     with serving() as server:
-        result = Runner(plan, str(tmp_path / "run"), server.allow).execute(SerialExecutor(), quiet=True)
+        result = Runner(plan, str(tmp_path / "run"), server.allow).execute(InlineExecutor(), quiet=True)
     found = corpus(result)
     assert len(found.samples) == 2
     for index in range(2):
@@ -164,7 +164,7 @@ def test_a_document_with_a_dropped_block_reads_back_in_order(tmp_path: Path, mon
         assert [(block.kind, block.text) for block in blocks] == [("text", "one text"), ("image", None), ("text", "two texts")]
 
 
-def test_an_allowance_is_that_of_the_call(tmp_path: Path) -> None:
+def test_an_allowance_is_that_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmdata.demo import serving
     from mmdata.stages.download import Download
 
@@ -172,11 +172,12 @@ def test_an_allowance_is_that_of_the_call(tmp_path: Path) -> None:
     source = documents(tmp_path, {"texts": ["some text", None], "images": [None, url]})
     plan = Plan(name="d", source=(source,), stages=(Download(image_size=32),), sink=Shards())
     started = Runner(plan, str(tmp_path / "run"), ("*.demo.localhost=127.0.0.1:9",))
-    generation, job = started._generation()
-    started.run.claim(plan)
-    started._open_generation(generation, job)  # a run that was killed before its first task
+    monkeypatch.setenv("FAILPOINT", "after-generation:1:raise")  # a run that ended before its first task
+    with pytest.raises(OSError, match="fail-point after-generation"):
+        started.execute(InlineExecutor(), quiet=True)
+    monkeypatch.delenv("FAILPOINT")
     with serving() as server:
-        result = Runner(plan, str(tmp_path / "run"), server.allow).execute(SerialExecutor(), quiet=True)
+        result = Runner(plan, str(tmp_path / "run"), server.allow).execute(InlineExecutor(), quiet=True)
     assert result.funnel["kept"] == 2
 
 
@@ -200,7 +201,7 @@ def test_hostile_lists_cost_their_rows(tmp_path: Path) -> None:
     from mmdata.stages.download import Download
 
     plan = Plan(name="h", source=(source,), stages=(Download(image_size=32),))
-    result = Runner(plan, str(tmp_path / "run")).execute(SerialExecutor(), quiet=True)
+    result = Runner(plan, str(tmp_path / "run")).execute(InlineExecutor(), quiet=True)
     dropped = result.funnel["dropped"]
     assert sum(dropped.values()) == 7
     assert dropped["bad_row"] >= 2  # a number for a url, a word for a number

@@ -9,10 +9,10 @@ import pytest
 from mmdata.demo import DemoServer
 from mmdata.engine import Runner, RunStore
 from mmdata.errors import ConfigError, RunError
-from mmdata.executors import SerialExecutor
+from mmdata.executors import InlineExecutor
 from mmdata.report.explain import explain
 from mmdata.report.fates import fates
-from mmdata.report.table import status_text
+from mmdata.report.status import status_text
 from tests.flow.conftest import Undisturbed
 from tests.flow.small import corpus_digest, run_small, small_plan
 
@@ -47,7 +47,7 @@ def test_stages_add_or_judge_and_never_both(undisturbed: Undisturbed) -> None:
 
 def test_a_second_run_asks_nobody_and_writes_nothing(undisturbed: Undisturbed, server: DemoServer) -> None:
     before, asked = stamps(undisturbed.run_dir), server.requests.total()
-    result = run_small(small_plan(undisturbed.home), undisturbed.run_dir, SerialExecutor(), server)
+    result = run_small(small_plan(undisturbed.home), undisturbed.run_dir, InlineExecutor(), server)
     assert not result.fresh
     assert server.requests.total() == asked
     assert stamps(undisturbed.run_dir) == before
@@ -55,34 +55,34 @@ def test_a_second_run_asks_nobody_and_writes_nothing(undisturbed: Undisturbed, s
 
 
 def test_a_changed_threshold_is_verdicts_and_shards_only(tmp_path: Path, server: DemoServer) -> None:
-    run_small(small_plan(tmp_path), tmp_path / "run", SerialExecutor(), server)
+    run_small(small_plan(tmp_path), tmp_path / "run", InlineExecutor(), server)
     first = corpus_digest(tmp_path / "run")
     asked = server.requests.total()
-    result = run_small(small_plan(tmp_path, THRESHOLD), tmp_path / "run", SerialExecutor(), server)
+    result = run_small(small_plan(tmp_path, THRESHOLD), tmp_path / "run", InlineExecutor(), server)
     assert server.requests.total() == asked
     assert {name for name, num in result.computed.items() if num} == {"keep"}
     assert result.generation == 2
     second = corpus_digest(tmp_path / "run")
     assert second != first
     # The first plan again: its generation is still there whole, and `corpus` and the funnel are its own.
-    again = run_small(small_plan(tmp_path), tmp_path / "run", SerialExecutor(), server)
+    again = run_small(small_plan(tmp_path), tmp_path / "run", InlineExecutor(), server)
     assert (again.generation, again.fresh) == (1, False)
     assert corpus_digest(tmp_path / "run") == first
     assert json.loads((tmp_path / "run/funnel.json").read_text(encoding="utf-8")) == again.funnel
-    fresh = run_small(small_plan(tmp_path / "b", THRESHOLD), tmp_path / "b/run", SerialExecutor(), server)
+    fresh = run_small(small_plan(tmp_path / "b", THRESHOLD), tmp_path / "b/run", InlineExecutor(), server)
     assert fresh.funnel == result.funnel
     assert corpus_digest(tmp_path / "b/run") == second
 
 
 def test_a_stage_added_in_the_middle_is_that_column_and_what_follows(tmp_path: Path, server: DemoServer) -> None:
-    run_small(small_plan(tmp_path), tmp_path / "run", SerialExecutor(), server)
+    run_small(small_plan(tmp_path), tmp_path / "run", InlineExecutor(), server)
     asked = server.requests.total()
     middle = ("  - text_rules", "  - keep: {column: aspect, at_most: 2.0}\n  - text_rules")
     plan = small_plan(tmp_path, middle)
     forecast = Runner(plan, str(tmp_path / "run"), server.allow).forecast()
-    kept = {name for name, _, missing, _ in forecast.steps if not missing}
+    kept = {step.stage for step in forecast.steps if step.kept and not step.most}
     assert {"split_captions", "download", "measure", "text_rules", "clip_score"} <= kept
-    result = run_small(plan, tmp_path / "run", SerialExecutor(), server)
+    result = run_small(plan, tmp_path / "run", InlineExecutor(), server)
     assert server.requests.total() == asked
     assert {name for name, num in result.computed.items() if num} == {"keep"}
     assert "aspect_above" in result.funnel["dropped"]
@@ -90,9 +90,9 @@ def test_a_stage_added_in_the_middle_is_that_column_and_what_follows(tmp_path: P
 
 def test_a_looser_rule_computes_only_the_missing_rows(tmp_path: Path, server: DemoServer) -> None:
     strict = ("min_chars: 2", "min_chars: 20")
-    tight = run_small(small_plan(tmp_path, strict), tmp_path / "run", SerialExecutor(), server)
-    loose = run_small(small_plan(tmp_path), tmp_path / "run", SerialExecutor(), server)
-    whole = run_small(small_plan(tmp_path / "b"), tmp_path / "b/run", SerialExecutor(), server)
+    tight = run_small(small_plan(tmp_path, strict), tmp_path / "run", InlineExecutor(), server)
+    loose = run_small(small_plan(tmp_path), tmp_path / "run", InlineExecutor(), server)
+    whole = run_small(small_plan(tmp_path / "b"), tmp_path / "b/run", InlineExecutor(), server)
     assert 0 < loose.computed["clip_score"] == whole.computed["clip_score"] - tight.computed["clip_score"]
     assert loose.computed["download"] == 0
     assert loose.funnel == whole.funnel
@@ -108,7 +108,7 @@ def test_another_plans_run_folder_is_refused(undisturbed: Undisturbed, server: D
 
 def test_limit_and_until(tmp_path: Path, server: DemoServer) -> None:
     plan = small_plan(tmp_path).until("measure")
-    result = Runner(plan, str(tmp_path / "run"), server.allow, limit=20).execute(SerialExecutor(), quiet=True)
+    result = Runner(plan, str(tmp_path / "run"), server.allow, limit=20).execute(InlineExecutor(), quiet=True)
     assert result.funnel["rows_in"] == 20
     assert result.corpus is None
     assert set(result.computed) == {"split_captions", "download", "measure"}
@@ -122,7 +122,7 @@ def test_a_run_at_work_is_not_disturbed(tmp_path: Path, server: DemoServer) -> N
     plan = small_plan(tmp_path)
     run = RunStore(str(tmp_path / "run"))
     with Lease(run.store), pytest.raises(RunError, match="another run is at work"):
-        run_small(plan, tmp_path / "run", SerialExecutor(), server)
+        run_small(plan, tmp_path / "run", InlineExecutor(), server)
     assert not (tmp_path / "run/columns").exists()
 
 

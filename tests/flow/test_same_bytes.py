@@ -35,7 +35,7 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, server: DemoServer, undisturbe
 def run_command(folder: Path, server: DemoServer, **env: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable, "-c", "from mmdata.cli.main import main; main()", "run", "plan.yaml", "--run-dir", "run",
-        "--executor", "serial", "--allow", server.allow[0],
+        "--executor", "inline", "--allow", server.allow[0],
     ]  # fmt: skip
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False

@@ -5,33 +5,21 @@ runs together and nothing else.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import SerializeAsAny, field_serializer, field_validator
+from pydantic import Field, SerializeAsAny, field_serializer, field_validator
 
 from mmdata.config import Document, Model, build, one_key, read_yaml
 from mmdata.errors import ConfigError, did_you_mean
+from mmdata.plan.walk import Step, StepError, cuts, walk, written
 from mmdata.schema import IMAGE, PAYLOAD_COLUMN
 from mmdata.stages import named
-from mmdata.stages.verbs import Definition, Filter, GlobalFilter, Map, Resources, Sink, Source, Split, Stage
+from mmdata.stages.verbs import Definition, GlobalFilter, Resources, Sink, Source, Stage
 from mmdata.storage import digest_json
-
-MAX_SPLITS = 2  # a child's row number holds its ancestors' (20 bits a level)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage in its place: its index in the plan, the row space it works in, where its columns come from."""
-
-    index: int
-    stage: Stage
-    space: int
-    sources: dict[str, int]  # column -> index of the step that wrote it; -1 is the source
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,18 @@ class Segment:
         return " + ".join(step.stage.name for step in self.steps) or "source"
 
 
+class Budget(Model):
+    """How much may go wrong before a run stops early; it changes no result.
+
+    failed_partitions  so many partitions may be given up; the run then goes on without them and says so
+    dropped_share      so large a share of all rows may be dropped, whatever the reason, once `after_rows` are settled
+    """
+
+    failed_partitions: Annotated[int, Field(ge=0)] = 0
+    dropped_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    after_rows: Annotated[int, Field(ge=1)] = 1000
+
+
 class Plan(Model):
     """What to do, in order. It holds no path of a machine, no code and nothing live."""
 
@@ -64,6 +64,7 @@ class Plan(Model):
     source: tuple[SerializeAsAny[Source], ...]
     stages: tuple[SerializeAsAny[Stage], ...] = ()
     sink: SerializeAsAny[Sink] | None = None
+    budget: Budget = Budget()
 
     @field_validator("name")
     @classmethod
@@ -82,7 +83,7 @@ class Plan(Model):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything in the plan but resources, and where its source's files happen to lie."""
+        """SHA-256 of everything in the plan but resources, its budget, and where its source's files happen to lie."""
         places = [[source.label(), source.identity()] for source in self.source]
         stages = [[stage.name, stage.version, stage.model_dump(mode="json", exclude=stage.not_in_key)] for stage in self.stages]
         sink = None if self.sink is None else spell(self.sink)
@@ -108,7 +109,7 @@ class Plan(Model):
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The stages in their places; checks every column on the way."""
-        return tuple(_walk(self))
+        return tuple(walk(self.source, self.stages))
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -119,7 +120,7 @@ class Plan(Model):
         groups: list[list[Step]] = [[]]
         for step in self.steps:
             first = not groups[-1] and isinstance(step.stage, GlobalFilter)
-            if first or (groups[-1] and _cuts(groups[-1][-1].stage, step.stage)):
+            if first or (groups[-1] and cuts(groups[-1][-1].stage, step.stage)):
                 groups.append([])
             groups[-1].append(step)
         return tuple(Segment(tuple(group)) for group in groups)
@@ -129,7 +130,8 @@ class Plan(Model):
         places = [index for index, stage in enumerate(self.stages) if stage.name == name]
         if not places:
             raise ConfigError(f"no stage is called `{name}`", hint=did_you_mean(name, [stage.name for stage in self.stages]))
-        return Plan(name=self.name, source=self.source, stages=self.stages[: places[-1] + 1], sink=None)
+        stages = self.stages[: places[-1] + 1]
+        return Plan(name=self.name, source=self.source, stages=stages, sink=None, budget=self.budget)
 
     def located(self, base: Path | None = None) -> "Plan":
         """Return the plan with its sources' paths absolute (from `base`, by default here), for workers elsewhere."""
@@ -138,9 +140,8 @@ class Plan(Model):
 
     def changed(self, *, source: tuple[Source, ...] | None = None, stages: tuple[Stage, ...] | None = None) -> "Plan":
         """Return the plan with other sources or stages, its derived facts made anew."""
-        return Plan(
-            name=self.name, source=source or self.source, stages=self.stages if stages is None else stages, sink=self.sink
-        )
+        stages = self.stages if stages is None else stages
+        return Plan(name=self.name, source=source or self.source, stages=stages, sink=self.sink, budget=self.budget)
 
     def check(self) -> None:
         """Raise ConfigError unless every column that is read is written, once, with a fitting type."""
@@ -174,21 +175,6 @@ def spell(item: Definition) -> dict[str, Any]:
     return {item.name: item.model_dump(mode="json", exclude_defaults=True)}
 
 
-def written(stage: Stage) -> tuple[pa.Field, ...]:
-    """Return the fields that a stage adds; a tagging Filter adds a flag."""
-    if isinstance(stage, Map | Split):
-        return stage.writes()
-    if isinstance(stage, Filter) and stage.tag:
-        return (pa.field(tag_name(stage), pa.bool_(), metadata={"unit": "flag", "meaning": f"{stage.name} would keep it"}),)
-    return ()
-
-
-def tag_name(stage: Filter) -> str:
-    """Return the column of a tagging Filter: its name and, where it judges one column, that."""
-    columns = stage.numeric()
-    return f"{stage.name}_{columns[0]}" if columns else stage.name
-
-
 def load_plan(path: Path, base: Path | None = None) -> Plan:
     """Read and check a plan; paths in it are relative to `base`, by default to where the command runs."""
     plan = parse_plan(read_yaml(path), base)
@@ -200,7 +186,7 @@ def parse_plan(document: Document, base: Path | None = None) -> Plan:
     """Build a plan from a document; every mistake names its line."""
     value = document.value
     if not isinstance(value, dict):
-        raise ConfigError(f"{document.where(())}: a plan is a mapping", hint="its keys are: name, source, stages, sink")
+        raise ConfigError(f"{document.where(())}: a plan is a mapping", hint="its keys are: name, source, stages, sink, budget")
     for key in value:
         if key not in Plan.model_fields:
             raise ConfigError(f"{document.where((key,))}: a plan has no key `{key}`", hint=did_you_mean(key, Plan.model_fields))
@@ -210,7 +196,9 @@ def parse_plan(document: Document, base: Path | None = None) -> Plan:
     sources = _parse_list(document, "source", Source)
     stages = _parse_list(document, "stages", Stage) if "stages" in value else ()
     sink = _parse_one(document, ("sink",), Sink) if value.get("sink") is not None else None
-    plan = build(Plan, document, (), {"name": value["name"], "source": sources, "stages": stages, "sink": sink})
+    budget = build(Budget, document, ("budget",), value["budget"]) if "budget" in value else Budget()
+    parts = {"source": sources, "stages": stages, "sink": sink, "budget": budget}
+    plan = build(Plan, document, (), {"name": value["name"], **parts})
     plan = plan if base is None else plan.located(base)
     _check_lines(plan, document)
     return plan
@@ -234,68 +222,7 @@ def _parse_one(document: Document, path: tuple[str | int, ...], verb: type[Defin
 def _check_lines(plan: Plan, document: Document) -> None:
     """Check the columns, and say on which line the stage stands that cannot have one."""
     try:
-        for _ in _walk(plan):
+        for _ in walk(plan.source, plan.stages):
             pass
-    except _StepError as error:
+    except StepError as error:
         raise ConfigError(f"{document.where(('stages', error.index))}: {error.message}", hint=error.hint) from None
-
-
-class _StepError(ConfigError):
-    """A mistake in one stage; `index` says which."""
-
-    def __init__(self, message: str, *, hint: str | None = None, index: int = 0) -> None:
-        super().__init__(message, hint=hint)
-        self.index = index
-
-
-def _walk(plan: Plan) -> Iterator[Step]:
-    fields = {field.name: field for source in plan.source for field in source.fields()}
-    homes = dict.fromkeys(fields, -1)
-    space = 0
-    for index, stage in enumerate(plan.stages):
-        reads = _needed(stage)
-        for column in reads:
-            if column not in fields:
-                hint = "add `download`, or read a source that holds media" if column == PAYLOAD_COLUMN else None
-                raise _StepError(
-                    f"`{stage.name}` reads `{column}`, which nothing before it writes",
-                    hint=hint or did_you_mean(column, fields), index=index,
-                )  # fmt: skip
-        _check_types(stage, fields, index)
-        new = written(stage)
-        clash = [field.name for field in new if field.name in fields]
-        if clash and not isinstance(stage, Split):
-            raise _StepError(
-                f"`{stage.name}` writes `{clash[0]}`, which is there already", hint="drop one of the two", index=index
-            )
-        yield Step(index, stage, space, {column: homes[column] for column in reads})
-        if isinstance(stage, Split):
-            space += 1
-            homes |= {"sample_id": index, "position": index}
-        if space > MAX_SPLITS:
-            raise _StepError(
-                f"a plan may split {MAX_SPLITS} times", hint="split once into what is wanted in the end", index=index
-            )
-        fields |= {field.name: field for field in new}
-        homes |= {field.name: index for field in new}
-
-
-def _needed(stage: Stage) -> list[str]:
-    """Return the stored columns that a stage needs: for pixels, the payload that they are decoded from."""
-    names = [PAYLOAD_COLUMN if name == IMAGE else name for name in stage.reads()]
-    return list(dict.fromkeys(names))
-
-
-def _check_types(stage: Stage, fields: dict[str, pa.Field], index: int) -> None:
-    for column in stage.numeric():
-        kind = fields[column].type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise _StepError(f"`{stage.name}` needs numbers, but `{column}` is {kind}", hint="name a numeric column", index=index)
-
-
-def _cuts(before: Stage, after: Stage) -> bool:
-    """Say whether two neighbouring stages run in different tasks."""
-    if isinstance(after, GlobalFilter):
-        return True
-    whole = any(isinstance(stage, Map) and stage.whole for stage in (before, after))
-    return whole or before.resources != after.resources or bool(before.weights()) != bool(after.weights())

@@ -1,0 +1,73 @@
+"""Which generation a call is about: an unfinished or equal one, or the next; and its partitions with their numbers."""
+
+from typing import Any
+
+from mmdata.engine.keys import plan_keys, short
+from mmdata.engine.runstore import Generation, Partition, RunStore
+from mmdata.engine.task import Job
+from mmdata.plan import Plan
+from mmdata.stages.verbs import SourceSlice
+from mmdata.storage import digest_json
+
+
+def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: int | None) -> tuple[Generation, Job]:
+    """Return the generation that a plan and its source's files make now, and the job of this call.
+
+    A generation that ended with partitions given up is not gone on with: the same call again makes the next, which tries
+    them anew.
+    """
+    located = plan.located()
+    keys = plan_keys(located)
+    ordered = tuple(keys[index] for index in sorted(keys))
+    known = {number: run.read_json(f"generations/{number}.json") for number in run.generations()}
+    numbers = {item["ident"]: item["number"] for facts in known.values() for item in facts["partitions"]}
+    partitions = _partitions(located, limit, numbers)
+    mine = (plan.digest, digest_json(list(ordered)), [_partition_facts(partition) for partition in partitions])
+    number = max(known, default=0) + 1
+    for candidate, facts in reversed(known.items()):
+        if (facts["plan_digest"], facts["keys"], facts["partitions"]) == mine and not _gave_up(run, candidate):
+            number = candidate
+            break
+    return Generation(number, located, partitions, allow), Job(run.store.url, number, "", located.to_json(), ordered, allow)
+
+
+def generation_facts(plan: Plan, generation: Generation, job: Job) -> dict[str, Any]:
+    """Return what a generation is asked, as its file says it."""
+    return {
+        "plan_digest": plan.digest, "keys": digest_json(list(job.keys)), "plan": plan.model_dump(mode="json"),
+        "located": generation.plan.model_dump(mode="json"), "allow": list(job.allow),
+        "partitions": [_partition_facts(partition) for partition in generation.partitions],
+    }  # fmt: skip
+
+
+def _gave_up(run: RunStore, number: int) -> bool:
+    return run.store.exists(f"manifest/{number}.json") and bool(run.manifest(number)["failed"])
+
+
+def _partitions(plan: Plan, limit: int | None, numbers: dict[str, int]) -> tuple[Partition, ...]:
+    """Cut the source; a slice that was seen before keeps its number."""
+    found: list[Partition] = []
+    key = plan_keys(plan)[-1]
+    left = limit
+    free = max(numbers.values(), default=-1) + 1
+    for index, source in enumerate(plan.source):
+        for part in source.scan():
+            size = part.stop - part.start if left is None else min(part.stop - part.start, left)
+            left = None if left is None else left - size
+            if size <= 0:
+                continue
+            cut = SourceSlice(part.digest, part.file, part.start, part.start + size)
+            ident = short([key, index, cut.digest, cut.file, cut.start, cut.stop])
+            if ident not in numbers:
+                numbers[ident] = free
+                free += 1
+            found.append(Partition(numbers[ident], ident, index, cut))
+    return tuple(found)
+
+
+def _partition_facts(partition: Partition) -> dict[str, Any]:
+    part = partition.part
+    return {
+        "number": partition.number, "ident": partition.ident, "source": partition.source,
+        "part": {"digest": part.digest, "file": part.file, "start": part.start, "stop": part.stop},
+    }  # fmt: skip
