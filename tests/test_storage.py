@@ -10,9 +10,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mmdata import failpoint
 from mmdata.errors import ConfigError, RunError
-from mmdata.storage import ObjectStore, Store, open_store, walk_temps
+from mmdata.storage import LocalStore, ObjectStore, Store, open_store, walk_temps
 
 LOCAL_STEPS = ("temp", "write", "sync", "link", "folder", "unlink")
+
+
+@pytest.fixture(autouse=True)
+def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first failure of a disk be seen."""
+    monkeypatch.setattr(LocalStore, "tries", 1)
 
 
 @pytest.fixture(params=["local", "memory"])

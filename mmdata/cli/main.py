@@ -49,6 +49,8 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     except Stopped as stopped:
+        for number in (signal.SIGINT, signal.SIGTERM):  # one more while the interpreter ends must not change the exit code
+            signal.signal(number, signal.SIG_IGN)
         word = "interrupted" if stopped.number == signal.SIGINT else "terminated"
         sys.stderr.write(f"\n{word}; what is done is kept, and the same command goes on from there\n")
         raise SystemExit(128 + stopped.number) from None

@@ -14,17 +14,19 @@ facts/ status.json lease/       facts that vary between runs: times, progress, w
 import io
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmdata.engine.state import read_parquet
 from mmdata.errors import ConfigError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
-from mmdata.storage import Store, digest_bytes, digest_json, open_store
+from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ class RunStore:
         last = highest(self.store, "generations/{}.json")
         return [number for number in range(1, last + 1) if not self.store.exists(f"generations/{number}.gone")]
 
+    def keys(self, number: int) -> dict[int, str]:
+        """Return the keys that a generation's source and steps had when it was asked for, by index.
+
+        Stages may have got another version since, or weights that are not at hand.
+        """
+        name = f"generations/{number}.json"
+        found = self.read_json(name)["keys"]
+        if not isinstance(found, list):
+            raise self.damaged(name, ValueError("it does not list its keys"))
+        return dict(enumerate(found, start=-1))
+
     def finished(self) -> list[int]:
         """Return the numbers of the generations that have a manifest, ascending."""
         return [number for number in self.generations() if self.store.exists(f"manifest/{number}.json")]
@@ -113,7 +126,7 @@ class RunStore:
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
             try:
-                yield pq.read_table(pa.BufferReader(self.store.read(name)))
+                yield read_parquet(self.store.read(name))
             except (pa.ArrowInvalid, OSError) as error:
                 raise self.damaged(name, error) from error
             number += 1
@@ -168,10 +181,14 @@ class RunStore:
     def read_pass(self, name: str, batch: int = 0) -> pa.Table:
         """Return one batch of what a pass wrote."""
         try:
-            with self.store.open(f"passes/{name}.arrow") as file:
+            with self._arrow(f"passes/{name}.arrow") as file:
                 return pa.Table.from_batches([pa.ipc.open_file(file).get_batch(batch)])
         except pa.ArrowInvalid as error:
             raise self.damaged(f"passes/{name}.arrow", error) from error
+
+    def _arrow(self, name: str) -> AbstractContextManager[Any]:
+        """Open a file for Arrow: one of its own where it can be, since a Python file in its threads ends a process badly."""
+        return pa.OSFile(str(self.store.path(name))) if isinstance(self.store, LocalStore) else self.store.open(name)
 
     def create_generation(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a run is asked, before it starts."""

@@ -19,7 +19,12 @@ FIELDS = (
     pa.field("keeper_id", pa.string()), pa.field("keeper_position", pa.int32()), pa.field("value", pa.float32()),
 )  # fmt: skip
 CHILD_BITS = 20  # a child's row number is its parent's, shifted by this, plus its index
-_NOBODY = -1
+NOBODY = -1
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends."""
+    return pq.read_table(pa.BufferReader(data), use_threads=False, pre_buffer=False)
 
 
 @dataclass
@@ -49,12 +54,12 @@ class State:
     def start(cls, space: int, rows: np.ndarray, closed: list[pa.Table]) -> "State":
         """Begin a row space with all its rows alive."""
         num = len(rows)
-        return cls(space, rows, np.full(num, None, dtype=object), np.full(num, _NOBODY, np.int16), {}, closed)
+        return cls(space, rows, np.full(num, None, dtype=object), np.full(num, NOBODY, np.int16), {}, closed)
 
     @property
     def alive(self) -> np.ndarray:
         """Row numbers that no stage has judged out."""
-        rows: np.ndarray = self.rows[self.stage == _NOBODY]
+        rows: np.ndarray = self.rows[self.stage == NOBODY]
         return rows
 
     def drop(self, verdicts: pa.Table, stage: int) -> np.ndarray:
@@ -64,7 +69,7 @@ class State:
         columns = [verdicts.column(name).to_pylist() for name in ("reason", "keeper_id", "keeper_position", "value")]
         dropped = []
         for place, reason, *detail in zip(places.tolist(), *columns, strict=True):
-            if reason is not None and self.stage[place] == _NOBODY:
+            if reason is not None and self.stage[place] == NOBODY:
                 self.reason[place], self.stage[place] = reason, stage
                 if any(item is not None for item in detail):
                     self.details[place] = (detail[0], detail[1], detail[2])
@@ -78,14 +83,14 @@ class State:
         for sample in np.unique(documents.sample[dropped]):
             if sample < 0:
                 continue
-            left = np.flatnonzero((documents.sample == sample) & (self.stage == _NOBODY))
+            left = np.flatnonzero((documents.sample == sample) & (self.stage == NOBODY))
             media = documents.media[left]
             if whole or media.all() or not media.any():
                 self.reason[left], self.stage[left] = INCOMPLETE, stage
 
     def split(self, rows: np.ndarray, stage: int) -> "State":
         """Close this row space: what is alive ends as `split`. Return the state of the children's space."""
-        alive = self.stage == _NOBODY
+        alive = self.stage == NOBODY
         self.reason[alive], self.stage[alive] = SPLIT, stage
         return State.start(self.space + 1, rows, [*self.closed, self._current()])
 
@@ -102,7 +107,7 @@ class State:
     @classmethod
     def from_bytes(cls, data: bytes) -> "State":
         """Read what `to_bytes` wrote."""
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(data)
         spaces = table.column("space").to_numpy()
         last = int(spaces.max()) if len(spaces) else 0
         first = int(np.searchsorted(spaces, last))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdata.failpoint import step
 from mmdata.shards.sealed import MANIFEST, VERSION, seal
 from mmdata.shards.units import INDEXES
 from mmdata.storage import Store, digest_bytes
@@ -50,7 +51,8 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
         "index": {name: digest for name, digest in sorted(digests.items()) if name.startswith("index/")},
         "columns": facts.columns, "licences": facts.licences, "funnel": facts.funnel,
     })  # fmt: skip
-    store.create_same(f"{folder}/{MANIFEST}", _json(manifest))
+    with step("corpus"):
+        store.create_same(f"{folder}/{MANIFEST}", _json(manifest))
 
 
 def listings(plan_name: str, sizes: dict[str, int]) -> dict[str, dict[str, object]]:

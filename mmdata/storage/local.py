@@ -3,19 +3,24 @@
 import errno
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar, TypeVar
 
 from mmdata.failpoint import step
 from mmdata.storage.disk import Disk, explained, linking
 from mmdata.storage.store import COPY_BYTES, Store
 from mmdata.storage.temps import TEMP_PREFIX, temp_name
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 class LocalStore(Store):
-    """A folder on a local disk."""
+    """A folder on a local disk. An object whose disk fails is made again, `tries` times in all."""
+
+    tries: ClassVar[int] = 4
 
     def __init__(self, url: str, disk: Disk | None = None) -> None:
         super().__init__(url)
@@ -32,15 +37,18 @@ class LocalStore(Store):
 
     def create(self, name: str, data: bytes) -> bool:
         """Create `name` whole; say whether it now holds exactly these bytes."""
-        return self._create(name, io.BytesIO(data))
+        return self._again(self._create, name, io.BytesIO(data))
 
     def create_from(self, name: str, path: Path) -> bool:
         """Create `name` from a finished local file; say whether it now holds exactly the file's bytes."""
         with path.open("rb") as source:
-            return self._create(name, source)
+            return self._again(self._create, name, source)
 
     def put(self, name: str, data: bytes) -> None:
         """Replace `name` in one step."""
+        self._again(self._put, name, data)
+
+    def _put(self, name: str, data: bytes) -> None:
         final = self.path(name)
         with explained(final.parent), self._temp(final.parent, io.BytesIO(data), commit=False) as temp:
             self.disk.replace(temp, final)
@@ -89,6 +97,16 @@ class LocalStore(Store):
         finally:
             os.close(fd)
         return data
+
+    def _again(self, work: Callable[[str, T], R], name: str, data: T) -> R:
+        """Make an object anew, from a new temporary file, when its disk fails; no single call to the disk is repeated."""
+        for _ in range(self.tries - 1):
+            try:
+                return work(name, data)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+        return work(name, data)
 
     def _create(self, name: str, source: IO[bytes]) -> bool:
         final = self.path(name)

@@ -22,21 +22,18 @@ def temp_name() -> str:
     return f"{_maker(os.getpid())}-{secrets.token_hex(6)}"
 
 
-def walk_temps(root: Path, *, deep: bool = True) -> Iterator[Path]:
-    """Yield the temporary files of a folder: those being written, and leftovers of writers that were killed."""
-    for folder, below, files in os.walk(root):
+def walk_temps(root: Path) -> Iterator[Path]:
+    """Yield the temporary files below a folder: those being written, and leftovers of writers that were killed."""
+    for folder, _, files in os.walk(root):
         yield from (Path(folder, name) for name in sorted(files) if name.startswith(TEMP_PREFIX))
-        if not deep:
-            below.clear()
 
 
-def clear_temps(root: Path, *, everyone: bool = False, deep: bool = True) -> int:
-    """Remove the temporary files of a folder whose process was one of this machine and is dead; return how many.
+def clear_temps(root: Path, *, everyone: bool = False) -> int:
+    """Remove the temporary files below a folder whose process was one of this machine and is dead; return how many.
 
     everyone  also those of other machines, which may be at work: only for who knows that nobody is
-    deep      also in the folders below; a run folder may hold folders that are not ours
     """
-    found = [path for path in walk_temps(root, deep=deep) if _abandoned(path.name, everyone)]
+    found = [path for path in walk_temps(root) if _abandoned(path.name, everyone)]
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
