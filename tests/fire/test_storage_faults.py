@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmdata.errors import RunError
-from mmdata.storage import LocalStore, (
+from mmdata.storage import (
     Faults,
     FaultyStore,
     LocalStore,
