@@ -1,12 +1,13 @@
 # make setup   .venv with everything      make demo   the main job on the bundled set
 # make test    checks and all tests       make check  lint, types, import contracts
+# make gauntlet  every fault with all its seeds (an hour), and the page benchmarks/results/gauntlet.md
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: setup demo test check format
+.PHONY: setup demo test check format gauntlet
 
 setup: $(STAMP)
 
@@ -27,6 +28,9 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+gauntlet: setup
+	$(BIN)/python -m benchmarks.gauntlet $(ARGS)
 
 format: setup
 	$(BIN)/ruff format mmdata tests benchmarks recipes

@@ -1,0 +1,109 @@
+"""Disks that are full or fail, and how soon a killed run is at work again."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fire_stages import Trap
+
+from mmdata.demo import DemoServer
+from mmdata.engine import Runner
+from mmdata.executors import InlineExecutor
+from tests.fire.plans import pictures, run_plan, trap_plan
+from tests.fire.runs import check_whole, finish, wait_for, write_site
+from tests.fire.seeds import GAUNTLET, seeds
+from tests.flow.small import corpus_digest
+
+RECOVER = """
+import sys
+from pathlib import Path
+from mmdata.engine import Runner
+from mmdata.executors import open_executor
+from mmdata.plan import load_plan
+executor = open_executor("processes", 2)
+Runner(load_plan(Path("plan.yaml")), "run").execute(executor, quiet=True)
+executor.close()
+"""
+
+
+@pytest.mark.fault("W14")
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a small tmpfs needs root on Linux")
+@pytest.mark.parametrize("seed", seeds(3, 12))
+@pytest.mark.parametrize("executor", ["inline", "processes"])
+def test_W14_a_full_disk_at_each_write(tmp_path: Path, server: DemoServer, seed: int, executor: str) -> None:
+    site = write_site(tmp_path, server)
+    disk = site.home / "run"
+    disk.mkdir()
+    size = 40 + 30 * seed + random.Random(seed).randrange(20)  # KiB; the whole run takes some 600
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)], check=True)
+    try:
+        full = site.run(executor=executor)
+        assert full.returncode == 1, full.stderr
+        assert "disk is full" in full.stderr
+        assert "run the same command again" in full.stderr
+        assert not (disk / "manifest").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        freed = site.run(executor=executor)
+        assert freed.returncode == 0, freed.stderr
+        check_whole(site)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.fault("W33")
+@pytest.mark.parametrize("seed", seeds(2, 50))
+def test_W33_every_tenth_call_to_the_disk_fails(
+    tmp_path: Path, server: DemoServer, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    calm = write_site(tmp_path / "calm", server)
+    assert calm.run().returncode == 0
+    site = write_site(tmp_path / "run", server, corpus_digest(calm.home / "run"))
+    for calls in range(1, 30):
+        done = site.run(executor="processes", MMDATA_FAULTS=f"{seed * 100 + calls}:0.1")
+        if done.returncode == 0:
+            break
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    check_whole(site)
+    record_property("figure", f"whole after {calls} calls")
+
+
+@pytest.mark.fault("K07")
+@pytest.mark.parametrize("seed", seeds(1, 5))
+def test_K07_from_kill_to_the_first_new_row(tmp_path: Path, seed: int, record_property: Callable[[str, object], None]) -> None:
+    """1,000 partitions are done, the driver is killed, and the same command is given again."""
+    num = 1000 if GAUNTLET else 100
+    source = pictures(tmp_path / "i", [f"picture {number}" for number in range(num + 20)], partition_rows=1)
+    plan = trap_plan(source, Trap(pause_s=0.0))
+    (tmp_path / "plan.yaml").write_text(plan.located().to_json(), encoding="utf-8")
+    first = Runner(plan, str(tmp_path / "run"), limit=num)
+    first.execute(InlineExecutor(), quiet=True)
+    columns = tmp_path / "run/columns"
+    before = {path.name for path in columns.rglob("*.parquet")}
+    killed = subprocess.Popen([sys.executable, "-c", RECOVER], cwd=tmp_path, start_new_session=True)
+    time.sleep(0.5)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    started = time.monotonic()
+    again = subprocess.Popen(
+        [sys.executable, "-c", RECOVER], cwd=tmp_path, start_new_session=True, text=True, stderr=subprocess.PIPE
+    )
+    assert wait_for(lambda: any(path.name not in before for path in columns.rglob("*.parquet")), 120, 0.01)
+    seconds = time.monotonic() - started
+    assert finish(again).returncode == 0
+    record_property("figure", f"{num} partitions done: {seconds:.1f} s")
+
+
+def test_a_run_folder_copied_elsewhere_goes_on(tmp_path: Path) -> None:
+    plan = trap_plan(pictures(tmp_path / "i", ["one", "two"]))
+    run_plan(plan, tmp_path / "a", InlineExecutor())
+    shutil.copytree(tmp_path / "a", tmp_path / "b", symlinks=True)
+    assert not run_plan(plan, tmp_path / "b", InlineExecutor()).fresh
