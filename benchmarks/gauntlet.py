@@ -17,6 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests.fire.matrix import ROWS
 
@@ -44,24 +45,24 @@ def run(extra: list[str]) -> int:
     return subprocess.run(command, env=env, check=False).returncode
 
 
-def rows(results: list[dict[str, object]]) -> dict[str, Row]:
+def rows(results: list[dict[str, Any]]) -> dict[str, Row]:
     found: dict[str, Row] = defaultdict(Row)
     for result in results:
-        for ident in result["faults"]:  # type: ignore[attr-defined]
+        for ident in result["faults"]:
             row = found[ident]
             row.injected += 1
             row.survived += result["outcome"] == "passed"
-            row.seconds += float(result["seconds"])  # type: ignore[arg-type]
-            row.figures += [str(figure) for figure in result["figures"] if figure not in row.figures]  # type: ignore[attr-defined]
+            row.seconds += float(result["seconds"])
+            row.figures += [str(figure) for figure in result["figures"] if figure not in row.figures]
     return found
 
 
-def page(results: list[dict[str, object]]) -> str:
+def page(results: list[dict[str, Any]]) -> str:
     found = rows(results)
     survived = sum(result["outcome"] == "passed" for result in results)
-    kills = [_KILLS.search(str(figure)) for result in results for figure in result["figures"]]  # type: ignore[attr-defined]
+    kills = [_KILLS.search(str(figure)) for result in results for figure in result["figures"]]
     pairs = [(int(match[1]), int(match[2])) for match in kills if match]
-    seconds = sum(float(result["seconds"]) for result in results)  # type: ignore[arg-type]
+    seconds = sum(float(result["seconds"]) for result in results)
     lines = [
         "# The gauntlet", "",
         "Written by `make gauntlet` from its own results; `gauntlet.jsonl` beside it is what the tests said.", "",

@@ -171,10 +171,12 @@ def build(cls: type[ModelT], document: Document, path: Path_ = (), value: object
         model = cls.model_validate(data)
     except ValidationError as error:
         raise _explain(cls, error, document, path) from None
-    for loc, given, made in _bent(data, model, ()):
+    bent = next(_bent(data, model, ()), None)
+    if bent is not None:
+        loc, given, made = bent
         key = ".".join(str(step) for step in loc)
         raise ConfigError(
-            f"{document.where(path + loc)}: `{key}` is {made!r:.80} where {given!r:.80} is written",
+            f"{document.where(path + loc)}: `{key}`: {given!r:.80} is {_kind(given)}, not {_kind(made)}",
             hint="write numbers without quotes, and flags as true or false",
         )
     return model

@@ -4,8 +4,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,9 +68,9 @@ def write_yaml(folder: Path, text: str, name: str = "plan.yaml") -> Path:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """Write what each test of a fault came to, for the gauntlet's page."""
-    report = (yield).get_result()  # type: ignore[misc]
+    report = (yield).get_result()
     out = os.environ.get("MMDATA_GAUNTLET_OUT")
     faults = [ident for mark in item.iter_markers("fault") for ident in mark.args]
     if out is None or not faults or (report.when != "call" and report.passed):

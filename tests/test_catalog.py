@@ -1,7 +1,9 @@
 """Readers of published formats, on tiny files in the exact published schemas."""
 
+import csv
 import gzip
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from mmdata.errors import ConfigError
 from mmdata.schema import OUTCOME
 from mmdata.stages.sources import Catalog, Folder
-from mmdata.stages.verbs import Source
+from mmdata.stages.verbs import Source, SourceSlice
 from tests.conftest import encode, write_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +107,42 @@ def test_partitions_do_not_change_rows(tmp_path: Path) -> None:
     cut = whole.model_copy(update={"partition_rows": 4})
     assert len(cut.scan()) == 7
     assert rows_of(cut) == rows_of(whole)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
+def test_ranges_may_be_read_in_any_order(tmp_path: Path, suffix: str) -> None:
+    rows = [{"url": f"http://a/{number}", "text": f'{number},\n"' if number % 7 else "plain"} for number in range(2000)]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=300)
+    elif suffix == "csv":
+        with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("url", "text"), *(row.values() for row in rows)])
+    else:
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"a.{suffix}").write_text(json.dumps(rows) if suffix == "json" else lines, encoding="utf-8")
+    source, chance = generic(tmp_path, f"files: [a.{suffix}]"), random.Random(0)
+    ranges = [(start, chance.randrange(start, 2000) + 1) for start in chance.choices(range(2000), k=30)]
+    for start, stop in [*ranges, *sorted(ranges), (0, 256), (256, 300), (300, 1111), (1500, 2000)]:
+        table = source.read(SourceSlice("", f"a.{suffix}", start, stop))
+        assert table.select(["url", "text"]).to_pylist() == rows[start:stop]
+
+
+def test_a_carried_value_is_judged_by_itself(tmp_path: Path) -> None:
+    values = [1, 1.5, 2.0, True, None, "3", "x", 1 << 40, [1]]
+    lines = [json.dumps({"url": "http://a/1", "n": value}) for value in values]
+    for number, line in enumerate(lines):
+        (tmp_path / f"{number}.jsonl").write_text(line + "\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    alone, together = (rows_of(generic(tmp_path, f'files: ["{name}.jsonl"], carry: {{n: int32}}')) for name in ("[0-9]", "a"))
+    assert [(row["n"], row[OUTCOME]) for row in alone] == [(row["n"], row[OUTCOME]) for row in together]
+    assert [row["n"] for row in together] == [1, None, 2, 1, None, 3, None, None, None]
+    assert [row[OUTCOME] for row in together] == [None, "bad_row", None, None, None, None, "bad_row", "bad_row", "bad_row"]
+
+
+def test_a_text_may_be_written_as_a_dictionary(tmp_path: Path) -> None:
+    texts = pa.array(["one", "two", "one"]).dictionary_encode()
+    pq.write_table(pa.table({"url": pa.array(["http://a/1"] * 3, pa.large_string()), "text": texts}), tmp_path / "a.parquet")
+    assert [row["text"] for row in rows_of(generic(tmp_path, "files: [a.parquet]"))] == ["one", "two", "one"]
 
 
 def test_documents_unroll_in_order(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ class Entry(Model):
         return tuple(pa.field(name, CARRY_TYPES[kind]) for name, kind in self.carry.items())
 
     def reading(self) -> dict[str, object]:
-        """Return what decides how rows are read: all but titles and licences."""
-        return self.model_dump(mode="json", exclude={"title", "licence", "homepage"})
+        """Return what decides how rows are read: all but titles and licences, and which files there are."""
+        return self.model_dump(mode="json", exclude={"title", "licence", "homepage", "files"})
 
 
 def load_entry(file: Path, name: str) -> Entry:

@@ -1,5 +1,6 @@
 """The files of an entry: find them, name them by their bytes, open each as what it is."""
 
+from functools import lru_cache
 from pathlib import Path
 
 from mmdata.catalog.entry import Entry
@@ -49,7 +50,17 @@ def file_digest(path: Path) -> str:
 
 
 def open_list(entry: Entry, path: Path) -> ListFile:
-    """Return the reader of a list file, by the entry's format or else by the file's name."""
+    """Return the reader of a list file, by the entry's format or else by the file's name.
+
+    The last few are kept, as long as their files do not change: a worker reads many ranges of one file.
+    """
+    stat = path.stat()
+    return _open_list(entry.model_dump_json(), path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=4)
+def _open_list(entry_json: str, path: Path, _stamp: tuple[int, int, int]) -> ListFile:
+    entry = Entry.model_validate_json(entry_json)
     kind = _format(entry, path)
     if kind == "parquet":
         return ParquetList(entry, path)

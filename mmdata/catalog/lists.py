@@ -2,6 +2,8 @@
 
 Decided here: a file that is damaged is refused whole, by name, before the run; inside a readable file a bad line costs that
 line alone and keeps its row number. Rows come in short chunks, so that what is made of them bounds memory and not they.
+A file is read on from where the last range ended: formats that cannot be entered in the middle would else be read from the
+start for every partition.
 """
 
 import zlib
@@ -47,6 +49,7 @@ class ListFile(ABC):
 
     def __init__(self, entry: Entry, path: Path) -> None:
         self.entry, self.path = entry, path
+        self._place: tuple[int, Any] | None = None  # number of the next row, and the rest of the file
 
     @cached_property
     def names(self) -> list[str]:
@@ -89,7 +92,9 @@ class ListFile(ABC):
         with self._naming():
             rows = self._count()
         if rows and not self.names:
-            raise UnreadableError(f"{self.path}: none of its {rows} rows can be read as {self.kind}", hint="is the entry's `format` right?")
+            raise UnreadableError(
+                f"{self.path}: none of its {rows} rows can be read as {self.kind}", hint="is the entry's `format` right?"
+            )
         return rows
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
@@ -111,6 +116,11 @@ class ListFile(ABC):
     @abstractmethod
     def _read(self, start: int, stop: int) -> Iterator[Raw]: ...
 
+    def _leave_off(self, first: int, start: int) -> tuple[int, Any] | None:
+        """Take the place where the last range ended, if it lies in `first..start`."""
+        place, self._place = self._place, None
+        return place if place is not None and first <= place[0] <= start else None
+
     def _require(self, name: str) -> None:
         if name not in self.names:
             raise ConfigError(f"{self.path}: has no column `{name}`", hint=did_you_mean(name, self.names))
@@ -125,18 +135,7 @@ class ListFile(ABC):
             raise UnreadableError(f"{self.path}: not a readable {self.kind} file: {error}", hint=hint) from error
 
 
-def chunks(records: Iterator[dict[str, Any] | None], names: list[str]) -> Iterator[Raw]:
-    """Turn records (null = could not be parsed) into columns, a chunk at a time."""
-    held: list[dict[str, Any] | None] = []
-    for record in records:
-        held.append(record)
-        if len(held) == CHUNK_ROWS:
-            yield _columns(held, names)
-            held = []
-    if held:
-        yield _columns(held, names)
-
-
-def _columns(records: list[dict[str, Any] | None], names: list[str]) -> Raw:
-    columns = {name: [None if record is None else record.get(name) for record in records] for name in names}
-    return Raw(columns, [record is None for record in records])
+def columns(records: list[dict[str, Any] | None], names: list[str]) -> Raw:
+    """Turn records into columns; null is one that could not be parsed."""
+    values = {name: [None if record is None else record.get(name) for record in records] for name in names}
+    return Raw(values, [record is None for record in records])

@@ -6,8 +6,9 @@ as the hash. What the footer counts is believed only where it is plausible. Exte
 read: what they mean is up to code, and a file names no code.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -33,39 +34,46 @@ class ParquetList(ListFile):
     def _count(self) -> int:
         with self._open() as file:
             self._refuse_types(file.schema_arrow)
-            meta = file.metadata
-            rows: int = sum(meta.row_group(group).num_rows for group in range(meta.num_row_groups))
-            if not 0 <= rows == meta.num_rows <= MAX_ROWS:
-                raise UnreadableError(
-                    f"{self.path}: its footer counts {meta.num_rows} rows, its row groups {rows}",
-                    hint=f"fetch it again; a file may have up to {MAX_ROWS:,} rows",
-                )
-            if self.path.stat().st_size > WHOLE_BYTES:
-                return rows
-            found = sum(batch.num_rows for batch in self._batches(file, range(meta.num_row_groups)))
-        if found != rows:
-            raise UnreadableError(f"{self.path}: its footer counts {rows} rows, its pages {found}", hint="fetch it again")
+            claimed = file.metadata.num_rows
+        rows = self._ends[-1] if self._ends else 0
+        if not 0 <= rows == claimed <= MAX_ROWS:
+            hint = f"fetch it again; a file may have up to {MAX_ROWS:,} rows"
+            raise UnreadableError(f"{self.path}: its footer counts {claimed} rows, its row groups {rows}", hint=hint)
+        if self.path.stat().st_size <= WHOLE_BYTES:
+            found = sum(batch.num_rows for batch in self._batches(0))
+            if found != rows:
+                raise UnreadableError(f"{self.path}: its footer counts {rows} rows, its pages {found}", hint="fetch it again")
         return rows
 
     def _read(self, start: int, stop: int) -> Iterator[Raw]:
+        group = bisect_right(self._ends, start)
+        first = self._ends[group - 1] if group else 0
+        row, (held, batches) = self._leave_off(first, start) or (first, (None, self._batches(group)))
+        while row < stop and (batch := held or next(batches, None)) is not None:
+            low, high = max(start - row, 0), min(stop - row, batch.num_rows)
+            held = batch.slice(high) if high < batch.num_rows else None
+            row += high
+            if low < high:
+                yield self._raw(batch.slice(low, high - low))
+        self._place = row, (held, batches)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The number of rows up to the end of each row group."""
         with self._open() as file:
-            self._refuse_types(file.schema_arrow)
-            first, groups = _groups(file.metadata, start, stop)
-            for batch in self._batches(file, groups):
-                low, high = max(start - first, 0), min(stop - first, batch.num_rows)
-                first += batch.num_rows
-                if low < high:
-                    yield self._raw(batch.slice(low, high - low))
-                if first >= stop:
-                    return
+            meta = file.metadata
+        return list(accumulate(meta.row_group(group).num_rows for group in range(meta.num_row_groups)))
 
     def _open(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES)
 
-    def _batches(self, file: pq.ParquetFile, groups: range) -> Iterator[pa.RecordBatch]:
-        # Read ahead and threads would hold whole columns; this holds a page of each.
-        used = [name for name in self.used if _is_plain(file.schema_arrow.field(name).type)]
-        yield from file.iter_batches(CHUNK_ROWS, row_groups=list(groups), columns=used, use_threads=False)
+    def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows from a row group on. Threads and reading ahead would hold whole columns; this holds a page of each."""
+        with self._open() as file:
+            self._refuse_types(file.schema_arrow)
+            used = [name for name in self.used if _is_plain(file.schema_arrow.field(name).type)]
+            groups = list(range(group, file.metadata.num_row_groups))
+            yield from file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=used, use_threads=False)
 
     def _raw(self, batch: pa.RecordBatch) -> Raw:
         given = {name: _values(batch.column(name)) for name in batch.schema.names}
@@ -74,8 +82,8 @@ class ParquetList(ListFile):
 
     def _refuse_types(self, schema: pa.Schema) -> None:
         """Refuse a column that cannot hold what is read from it; an id of another type is no id of ours, and is not read."""
-        roles = {name: part for part, name in self.parts.items() if part in _ROLES}
-        roles |= dict.fromkeys(self.entry.columns.captions, "captions") | dict.fromkeys(self.entry.carry, "carry")
+        roles = dict.fromkeys(self.entry.carry, "carry") | dict.fromkeys(self.entry.columns.captions, "captions")
+        roles |= {name: part for part, name in self.parts.items() if part in _ROLES}
         for name, role in roles.items():
             field = schema.field(name)
             wanted, fits = _ROLES[role]
@@ -83,13 +91,6 @@ class ParquetList(ListFile):
                 raise UnreadableError(f"{self.path}: column `{name}` has an extension type", hint="write it as a plain column")
             if not fits(field.type):
                 raise ConfigError(f"{self.path}: column `{name}` is {field.type}, not {wanted}", hint="name another column")
-
-
-def _groups(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[int, range]:
-    """Return the number of the first row of the row groups that hold `start..stop`, and which they are."""
-    ends = list(accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
-    low, high = bisect_right(ends, start), bisect_left(ends, stop)
-    return (ends[low - 1] if low else 0), range(low, min(high + 1, len(ends)))
 
 
 def _values(array: pa.Array) -> list[Any]:

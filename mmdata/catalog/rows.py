@@ -21,6 +21,10 @@ MAX_TEXT_BYTES = 64 * 1024
 MAX_BLOCKS = 65_535  # what the index of a corpus can count
 _HEX32 = re.compile(r"[0-9a-f]{32}")
 _NO_URL = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
+_PYTHON_TYPES: dict[pa.DataType, set[type]] = {
+    pa.string(): {str}, pa.bool_(): {bool}, pa.int32(): {int}, pa.int64(): {int},
+    pa.float32(): {int, float}, pa.float64(): {int, float},
+}  # fmt: skip
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -182,12 +186,22 @@ def _carry(entry: Entry, raw: Raw, repairs: list[set[str]]) -> tuple[dict[str, p
     for field in entry.carried():
         values = raw.columns.get(field.name, [None] * raw.num_rows)
         try:
-            columns[field.name] = pa.array(values, field.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError):
+            columns[field.name] = _typed(values, field.type)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             cells = [_cell(value, field.type, mended) for value, mended in zip(values, repairs, strict=True)]
             wrong |= {row for row, (_, good) in enumerate(cells) if not good}
             columns[field.name] = pa.array([value for value, _ in cells], field.type)
     return columns, wrong
+
+
+def _typed(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return values as a column, or raise when they are not all of a type that needs no look at each."""
+    types = set(map(type, values)) - {type(None)}
+    if types <= {str} and not pa.types.is_string(kind):  # the cells of a CSV are all texts, and an empty one is null
+        return pa.array([value or None for value in values], pa.string()).cast(kind)
+    if not types <= _PYTHON_TYPES[kind]:  # Arrow would take 1.5 for 1
+        raise pa.ArrowTypeError(f"{types} for {kind}")
+    return pa.array(values, kind)
 
 
 def _cell(value: object, kind: pa.DataType, repairs: set[str]) -> tuple[object, bool]:
@@ -200,5 +214,5 @@ def _cell(value: object, kind: pa.DataType, repairs: set[str]) -> tuple[object, 
             return (None, False) if isinstance(text, list | dict) else (str(text), True)
         number = pa.scalar(text, pa.string()).cast(kind) if isinstance(text, str) else pa.scalar(text).cast(kind)
         return number.as_py(), True
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, ValueError):
+    except (pa.ArrowException, OverflowError, ValueError):
         return None, False

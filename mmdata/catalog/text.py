@@ -1,6 +1,6 @@
 """CSV, TSV, JSON lines and JSON lists, compressed or not.
 
-Decided here: what is held of a file is bounded whatever the file says. A line, or a quoted record, of more than 16 Mi
+Decided here: what is held of a file is bounded whatever the file says. A line, or a quoted record, of more than 64 Mi
 characters is a bad row and is never held; a compressed file may grow to 16 MiB or 100 times its size; a JSON list, which
 has to be read whole, may have 512 Mi characters. JSON is strict: NaN and a key given twice make a line bad. Bytes that are
 not UTF-8 come as lone surrogates, so that whoever makes the rows can count them.
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmdata.catalog.entry import Entry
-from mmdata.catalog.lists import ListFile, Raw, UnreadableError, chunks
+from mmdata.catalog.lists import CHUNK_ROWS, ListFile, Raw, UnreadableError, columns
 
-MAX_LINE_CHARS = 1 << 24
+MAX_LINE_CHARS = 1 << 26
+CHUNK_CHARS = 1 << 24
 MAX_JSON_CHARS = 1 << 29
 GZIP_FREE_BYTES = 16 << 20
 GZIP_RATIO = 100
@@ -41,45 +42,58 @@ class TextList(ListFile):
     def _names(self) -> list[str]:
         if self.entry.header is not None:
             return list(self.entry.header)
-        with open_text(self.path) as file:
-            entries = self._entries(file)
-            if self.kind != "jsonl":
-                return list(next(entries, None) or ())
-            return _keys(map(parse_object, entries))
+        if self.kind == "jsonl":
+            return _keys(map(parse_object, self._entries()))
+        return list(next(self._entries(), None) or ())
 
     def _count(self) -> int:
-        with open_text(self.path) as file:
-            return sum(1 for _ in islice(self._entries(file), self.skip, None))
+        return sum(1 for _ in islice(self._entries(), self.skip, None))
 
     def _read(self, start: int, stop: int) -> Iterator[Raw]:
-        with open_text(self.path) as file:
-            entries = islice(self._entries(file), start + self.skip, stop + self.skip)
-            yield from chunks(map(self._record, entries), self.used)
+        row, entries = self._leave_off(0, start) or (0, islice(self._entries(), self.skip, None))
+        for chunk in _chunks(islice(entries, start - row, stop - row)):
+            yield columns([self._record(entry) for entry in chunk], self.used)
+        self._place = stop, entries
 
     def _record(self, entry: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a line or its cells
         if self.kind == "jsonl":
             return parse_object(entry)
         return dict(zip(self.names, entry, strict=True)) if entry is not None and len(entry) == len(self.names) else None
 
-    def _entries(self, file: IO[str]) -> Iterator[Any]:
+    def _entries(self) -> Iterator[Any]:
         """Yield lines of JSON or the cells of records; null for what is too long or no record; empty lines are none."""
-        lines = _Lines(file)
-        entries: Iterator[Any] = map(str.strip, lines)
-        if self.kind == "csv":
-            entries = csv.reader(lines)
-        elif self.kind == "tsv":  # quotation marks are as they are
-            entries = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        while True:
-            lines.room = MAX_LINE_CHARS
-            try:
-                entry = next(entries)
-            except StopIteration:
-                return
-            except csv.Error:
-                yield None
-            else:
-                if entry:
-                    yield entry
+        with open_text(self.path) as file:
+            lines = _Lines(file)
+            entries: Iterator[Any] = map(str.strip, lines)
+            if self.kind == "csv":
+                entries = csv.reader(lines)
+            elif self.kind == "tsv":  # quotation marks are as they are
+                entries = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            while True:
+                lines.room = MAX_LINE_CHARS
+                try:
+                    entry = next(entries)
+                except StopIteration:
+                    return
+                except csv.Error:
+                    yield None
+                else:
+                    if entry:
+                        yield entry
+
+
+def _chunks(entries: Iterator[Any]) -> Iterator[list[Any]]:
+    """Cut entries into chunks of few rows, and of few characters where lines are long."""
+    chunk: list[Any] = []
+    num_chars = 0
+    for entry in entries:
+        chunk.append(entry)
+        num_chars += len(entry) if isinstance(entry, str) else sum(map(len, entry or ()))
+        if len(chunk) == CHUNK_ROWS or num_chars > CHUNK_CHARS:
+            yield chunk
+            chunk, num_chars = [], 0
+    if chunk:
+        yield chunk
 
 
 class _Lines:
@@ -144,7 +158,8 @@ class JsonList(ListFile):
         return len(self._records)
 
     def _read(self, start: int, stop: int) -> Iterator[Raw]:
-        yield from chunks(iter(self._records[start:stop]), self.used)
+        for row in range(start, stop, CHUNK_ROWS):
+            yield columns(self._records[row : min(row + CHUNK_ROWS, stop)], self.used)
 
 
 class _Gunzip(gzip.GzipFile):

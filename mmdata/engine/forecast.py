@@ -1,14 +1,19 @@
 """What a run will do, found out before it does it: rows kept and rows computed, step by step.
 
-Rows whose columns are all there have a known fate, so what later steps need of them is exact. What a row that is still to
-be computed will come to is unknown: from there on it counts as one that may be needed, and a number becomes a range.
+Rows whose columns are all there have a known fate, and Filters that are cheap are asked ahead, so what later steps need of
+them is exact. What other rows that are still to be computed will come to is unknown: from there on they count as rows that
+may be needed, and a number becomes a range.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from mmdata.engine.judge import children_held, outcome_verdicts, settle, settle_held
+from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
 from mmdata.engine.keys import SOURCE, keys_of
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
@@ -17,36 +22,48 @@ from mmdata.engine.task import Job
 from mmdata.engine.view import PartitionView, source_rows
 from mmdata.engine.worker import verdicts_for
 from mmdata.plan import Step
-from mmdata.schema import ROW
-from mmdata.stages.verbs import GlobalFilter, Split
+from mmdata.schema import OUTCOME, ROW
+from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Split, WorkerContext
 
 READ_AHEAD = 64  # so many new partitions are read to count their rows; more would cost what a dry run must not
 
 
-@dataclass
-class StepForecast:
-    """One step: rows kept, and rows computed for certain and at most (null: nobody can say yet)."""
+@dataclass(frozen=True)
+class Span:
+    """A number of rows: so many for certain, and at most (null: nobody can say yet)."""
 
-    stage: str
-    kept: int = 0
     least: int = 0
     most: int | None = 0
 
-    def add(self, kept: int, least: int, more: int | None) -> None:
-        """Count a partition more: `more` rows may be computed besides those that will be."""
-        self.kept, self.least = self.kept + kept, self.least + least
-        self.most = None if self.most is None or more is None else self.most + least + more
+    def __add__(self, other: "Span") -> "Span":
+        """Return the span of the sum."""
+        most = None if self.most is None or other.most is None else self.most + other.most
+        return Span(self.least + other.least, most)
+
+
+@dataclass
+class StepForecast:
+    """One step, or the sink.
+
+    kept      rows that it needs and that are held    computed  rows that it needs and that are not
+    passes    what becomes of the results of a step that looks at all rows at once; `perhaps`: they are made anew unless
+              they are there for rows that come out just like these
+    """
+
+    stage: str
+    kept: Span = Span()
+    computed: Span = Span()
+    passes: Literal["kept", "anew", "perhaps"] | None = None
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do; `passes` names the GlobalFilters and the sink that look at all rows anew."""
+    """What a run would do; the last of `steps` is the sink, if the plan has one."""
 
     generation: int
     partitions: int
     steps: list[StepForecast]
-    passes: list[str]
-    tasks_missing: bool
+    done: bool
 
 
 def forecast(run: RunStore, generation: Generation, job: Job) -> Forecast:
@@ -54,37 +71,56 @@ def forecast(run: RunStore, generation: Generation, job: Job) -> Forecast:
     plan = generation.plan
     look = Scheduler(run, generation, job, None)
     sunk = look.segments() and (plan.sink is None or look.sink() is not None)
-    steps = [StepForecast(step.stage.name, kept=look.kept[step.index]) for step in plan.steps]
+    steps = [StepForecast(step.stage.name, Span(look.kept[step.index], look.kept[step.index])) for step in plan.steps]
     unread = READ_AHEAD
     for unit, partition in enumerate(generation.partitions):
         head = look.heads.get(unit)
         first = 0 if head is None else head["segment"] + 1
         if first == len(plan.segments):
             continue
-        walk = _Walk(PartitionView(run, plan, keys_of(job), partition), look.verdicts)
-        if head is not None:
-            walk.state = State.from_bytes(run.state_of(head))
-        else:
+        state = None if head is None else State.from_bytes(run.state_of(head))
+        walk = _Walk(PartitionView(run, plan, keys_of(job), partition), look.verdicts, state)
+        if head is None:
             unread -= walk.read(may=unread > 0)
         for segment in plan.segments[first:]:
-            for step in segment.steps:
-                steps[step.index].add(*walk.step(step))
-    anew = [step.stage.name for step in plan.steps if isinstance(step.stage, GlobalFilter) and step.index not in look.verdicts]
-    anew += [] if sunk or plan.sink is None else [f"sink {plan.sink.name}"]
-    return Forecast(generation.number, len(generation.partitions), steps, anew, not sunk)
+            for step, kept, computed in walk.segment(segment.steps):
+                steps[step.index].kept += kept
+                steps[step.index].computed += computed
+    steps += [] if plan.sink is None else [StepForecast(f"sink {plan.sink.name}")]
+    _say_passes(look, steps, sunk)
+    done = sunk and run.store.exists(f"manifest/{generation.number}.json")
+    return Forecast(generation.number, len(generation.partitions), steps, done)
+
+
+def _say_passes(look: Scheduler, steps: list[StepForecast], sunk: bool) -> None:
+    """Say of the GlobalFilters and the sink whether their results are there; their keys cover what reaches them."""
+    run, plan = look.run, look.generation.plan
+    seen = any(run.read_json(f"generations/{number}.json")["plan_digest"] == plan.digest for number in run.generations())
+    for place, step in enumerate(steps):
+        sink = place == len(plan.steps)
+        if not sink and not isinstance(plan.steps[place].stage, GlobalFilter):
+            continue
+        reached = any(task.kind == "pass" and task.step == place for task in look.missing)
+        if place in look.verdicts or (sink and sunk):
+            step.passes = "kept"
+        elif reached or any(before.computed.least for before in steps[:place]) or (sink and not seen):
+            step.passes = "anew"
+        else:
+            step.passes = "perhaps"
 
 
 class _Walk:
     """One partition, brought from step to step as far as its fates are known.
 
     state    fates as far as they are known    unsure  rows whose fate is not, though they count as alive
-    unknown  True when there may be rows besides
+    asked    rows that the next step is asked for: a document that goes takes its blocks along only behind the segment
+    open     those of them of which it is not known    unknown  True when there may be rows besides
     """
 
-    def __init__(self, view: PartitionView, verdicts: dict[int, str]) -> None:
+    def __init__(self, view: PartitionView, verdicts: dict[int, str], state: State | None) -> None:
         self.view, self.verdicts = view, verdicts
-        self.state = State.start(0, np.zeros(0, np.int64), [])
-        self.unsure = np.zeros(0, np.int64)
+        self.state = state or State.start(0, np.zeros(0, np.int64), [])
+        self.unsure = self.asked = self.open = np.zeros(0, np.int64)
         self.unknown = False
 
     def read(self, *, may: bool) -> bool:
@@ -100,23 +136,71 @@ class _Walk:
         settle(self.view, self.state, None, outcome_verdicts(held.tables[0]), whole=False)
         return fresh
 
-    def step(self, step: Step) -> tuple[int, int, int | None]:
-        """Return rows kept, rows computed for certain, and rows that may be computed besides; then stand behind the step."""
-        if isinstance(step.stage, GlobalFilter):
-            self._global(step)
-            return 0, 0, 0
-        rows, held = self.state.alive, self.view.held(step.index)
-        split = isinstance(step.stage, Split)
-        missing = rows[~np.isin(rows, children_held(held) >> CHILD_BITS)] if split else held.missing(rows)
-        least = len(np.setdiff1d(missing, self.unsure))
-        kept = len(rows) - len(missing)
-        more = None if self.unknown else len(missing) - least
-        if split:
-            self._split(step, missing)
-        else:
-            settle_held(self.view, self.state, step, np.setdiff1d(rows, missing))
-            self._doubt(missing)
-        return kept, least, more
+    def segment(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Span, Span]]:
+        """Yield how many rows each row-wise step keeps and computes, and go on behind it."""
+        self._regroup()
+        for step in steps:
+            if isinstance(step.stage, GlobalFilter):
+                self._global(step)
+                self._regroup()
+            elif isinstance(step.stage, Split):
+                yield step, *self._split(step)
+                self._regroup()
+            else:
+                yield step, *self._answer(step)
+
+    def _regroup(self) -> None:
+        self.asked, self.open = self.state.alive, self.unsure
+
+    def _computed(self, rows: np.ndarray) -> Span:
+        # Rows that nobody has seen yet are held nowhere.
+        return Span(len(np.setdiff1d(rows, self.open)), None if self.unknown else len(rows))
+
+    def _answer(self, step: Step) -> tuple[Span, Span]:
+        """Go through a Map or a Filter."""
+        held, rows = self.view.held(step.index), self.state.alive
+        kept = np.setdiff1d(rows, held.missing(rows))
+        missing = held.missing(self.asked)
+        spans = Span(len(np.setdiff1d(kept, self.unsure)), len(kept)), self._computed(missing)
+        missing = self._ask(step, missing)
+        self._settle(step, np.setdiff1d(rows, missing))
+        self._doubt(np.intersect1d(rows, missing))
+        self.open = np.union1d(self.open, missing)
+        gone = self._gone(step, np.setdiff1d(self.asked, missing)).column(ROW).to_numpy()
+        self.asked = np.setdiff1d(self.asked, gone)
+        return spans
+
+    def _ask(self, step: Step, rows: np.ndarray) -> np.ndarray:
+        """Put rows to a Filter that is cheap, where all that it reads is there; return those that have no answer."""
+        if not isinstance(step.stage, Filter) or not step.stage.cheap:
+            return rows
+        ready = rows
+        for home in set(step.sources.values()):
+            ancestors = ready >> (CHILD_BITS * (step.space - self.view.home_space(home)))
+            ready = ready[~np.isin(ancestors, self.view.held(home).missing(np.unique(ancestors)))]
+        if not len(ready):
+            return rows
+        answer = step.stage.open(WorkerContext(self.view.run.store))(Batch(self.view.batch_columns(step, ready)))
+        columns = [answer.column("reason"), answer.column("value")]
+        columns = [pc.is_null(columns[0])] if step.stage.tag else columns
+        held = self.view.held(step.index)
+        held.add(pa.table([ready, *columns, pa.nulls(len(ready), pa.string())], schema=held.empty.schema))
+        return np.setdiff1d(rows, ready)
+
+    def _settle(self, step: Step, rows: np.ndarray) -> None:
+        """Settle the fates of rows whose columns are there.
+
+        What a row that may be gone by now would drag along is not known: its verdict counts for itself alone.
+        """
+        unsure = np.intersect1d(rows, self.unsure)
+        settle_held(self.view, self.state, step, np.setdiff1d(rows, unsure))
+        self.state.drop(self._gone(step, unsure), step.index)
+
+    def _gone(self, step: Step, rows: np.ndarray) -> pa.Table:
+        """Return the verdicts on those of the rows that a step drops by itself."""
+        found = self.view.held(step.index).take(rows, [ROW, OUTCOME, *(["reason"] if drops(step) else [])])
+        verdicts = verdict_table(found.column(ROW), pc.coalesce(*found.columns[1:]))
+        return verdicts.filter(verdicts.column("reason").is_valid())
 
     def _global(self, step: Step) -> None:
         if step.index in self.verdicts:
@@ -125,13 +209,17 @@ class _Walk:
         else:
             self._doubt(self.state.alive)
 
-    def _split(self, step: Step, missing: np.ndarray) -> None:
-        parents = self.state.alive
-        children = children_held(self.view.held(step.index))
+    def _split(self, step: Step) -> tuple[Span, Span]:
+        parents, children = self.state.alive, children_held(self.view.held(step.index))
+        missing = parents[~np.isin(parents, children >> CHILD_BITS)]
+        kept = np.setdiff1d(parents, missing)
+        spans = Span(len(np.setdiff1d(kept, self.unsure)), len(kept)), self._computed(missing)
+        self._doubt(missing)
         children = children[np.isin(children >> CHILD_BITS, parents)]
         self.unknown |= len(missing) > 0
         self.unsure = children[np.isin(children >> CHILD_BITS, self.unsure)]
         self.state = self.state.split(children, step.index)
+        return spans
 
     def _doubt(self, rows: np.ndarray) -> None:
         """From here on the fate of these rows is open, and with it that of the documents they are blocks of."""

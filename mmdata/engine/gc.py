@@ -1,23 +1,31 @@
 """Free what no kept generation refers to: old columns, payloads, corpora, and what killed attempts left behind.
 
-Kept are the newest finished generations and whatever is not finished yet. A generation that goes is marked first, so that
-a collection that is killed is simply gone on with by the next.
+Kept are the newest finished generations, and newer ones that are not finished. Columns are kept whole, by key and
+partition. A generation that goes is marked first, and records go before the data that they vouch for: a collection that is
+killed leaves a run folder that is sound, and the next goes on with it.
 """
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mmdata.engine.keys import plan_keys
 from mmdata.engine.lease import Lease
-from mmdata.engine.run import point
-from mmdata.engine.runstore import Generation, RunStore, load_generation
+from mmdata.engine.run import show_newest
+from mmdata.engine.runstore import RunStore, load_generation
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Job
 from mmdata.errors import ConfigError
 from mmdata.schema import PAYLOAD
 from mmdata.storage import LocalStore, clear_temps
+
+FOLDERS = ("columns", "corpora", "facts", "manifest", "passes", "payload", "poison", "tasks")
+NONCE = "facts/nonce"  # belongs to no generation: nodes of a cluster read it to show that they see the folder
+_SHARD_FILE = re.compile(r"(\.tar|\.parquet|_stats\.json)$")
 
 
 @dataclass(frozen=True)
@@ -30,80 +38,88 @@ class Freed:
     bytes: int
 
 
-@dataclass
-class _Used:
-    """What the kept generations refer to."""
-
-    keys: set[str] = field(default_factory=set)
-    idents: set[str] = field(default_factory=set)
-    tasks: set[str] = field(default_factory=set)
-    passes: set[str] = field(default_factory=set)
-    corpora: set[str] = field(default_factory=set)
-    shards: set[str] = field(default_factory=set)
-
-
 def collect(url: str, keep: int = 1, *, dry_run: bool = False) -> Freed:
     """Free everything but what the `keep` newest finished generations need; a dry run only says what that is."""
     run = RunStore(url)
     if run.owner() is None:
         raise ConfigError(f"{url}: not a run folder", hint="give the --run-dir of `mmdata run`")
     if dry_run:
-        return _collect(run, keep, dry_run=True)
-    with Lease(run.store):
-        return _collect(run, keep, dry_run=False)
-
-
-def _collect(run: RunStore, keep: int, *, dry_run: bool) -> Freed:
-    finished, all_of_them = run.finished(), run.generations()
-    kept = [number for number in all_of_them if number in finished[-keep:] or number > max(finished, default=0)]
-    gone = [number for number in all_of_them if number not in kept]
-    used = _Used()
-    for number in kept:
-        _mark(run, load_generation(run.url, number), used)
-    loose = [name for name in _objects(run) if not _needed(name, used, gone)]
-    freed = Freed(kept, gone, loose, sum(run.store.size(name) for name in loose))
-    if not dry_run:
-        for number in gone:
+        return _find(run, keep)
+    with Lease(run.store) as lease:
+        found = _find(run, keep)
+        for number in found.gone:
             run.store.create(f"generations/{number}.gone", b"")
-        _point_to_newest(run, kept)
-        for name in loose:
+        _show_newest(run, found.kept)
+        for name in found.objects:
+            lease.check()
             run.store.delete(name)
         if isinstance(run.store, LocalStore):
-            clear_temps(run.store.root, everyone=True)
-    return freed
+            _tidy(run.store.root)
+    return found
 
 
-def _mark(run: RunStore, generation: Generation, used: _Used) -> None:
-    """Note all that a generation refers to, by looking the way a run does."""
-    keys = plan_keys(generation.plan)
-    job = Job(run.url, generation.number, "", "", tuple(keys[index] for index in sorted(keys)), generation.allow)
+def _find(run: RunStore, keep: int) -> Freed:
+    finished, known = run.finished(), run.generations()
+    kept = [number for number in known if number in finished[-keep:] or number > max(finished, default=0)]
+    used = {NONCE, *(name for number in kept for name in _used(run, number))}
+    loose = sorted((name for name in _objects(run) if _unit(name) not in used), key=_turn)
+    gone = [number for number in known if number not in kept]
+    return Freed(kept, gone, loose, sum(run.store.size(name) for name in loose))
+
+
+def _used(run: RunStore, number: int) -> Iterator[str]:
+    """Yield the units that a generation refers to."""
+    yield from (f"manifest/{number}.json", f"facts/{number}.json")
+    heads, passes = _results(run, number)
+    for key in passes:
+        yield from (f"passes/{key}", f"corpora/{key}")
+    for head in heads:
+        task: str | None = head
+        while task is not None and (record := run.record(task)) is not None:
+            yield from (f"tasks/{task}.json", f"tasks/{task}.{record['state'][:16]}.parquet")
+            task = record["before"]
+    keys, sets = run.keys(number).values(), run.store.list("payload")
+    for item in run.read_json(f"generations/{number}.json")["partitions"]:
+        for key in keys:
+            yield from (f"columns/{key}/{item['ident']}", f"poison/{key}/{item['ident']}")
+            if key in sets:
+                yield from _shards(run, key, item["ident"], item["number"])
+
+
+def _results(run: RunStore, number: int) -> tuple[list[str], list[str]]:
+    """Return the keys of a generation's last records and of its passes; of an unfinished one, as far as it is."""
+    if run.store.exists(f"manifest/{number}.json"):
+        facts = run.manifest(number)
+        return [head for head in facts["heads"] if head is not None], facts["passes"]
+    generation = load_generation(run.url, number)
+    job = Job(run.url, number, "", "", tuple(run.keys(number).values()), generation.allow)
     look = Scheduler(run, generation, job, None)
     if look.segments() and generation.plan.sink is not None:
         look.sink()
-    used.keys.update(keys.values())
-    used.tasks |= look.seen
-    used.passes |= look.passes
-    used.idents.update(partition.ident for partition in generation.partitions)
-    if run.store.exists(f"manifest/{generation.number}.json"):
-        used.corpora.add(str(run.manifest(generation.number)["corpus"]))
-    for key in keys.values():
-        for partition in generation.partitions:
-            for table in run.held(key, partition.ident):
-                used.shards.update(_shards_of(table))
+    return [head["key"] for head in look.heads.values()], sorted(look.passes)
 
 
-def _shards_of(table: pa.Table) -> Iterator[str]:
-    """Yield the payload shards that a column file refers to."""
-    for column in table.columns:
-        if column.type == PAYLOAD:
-            flat = column.combine_chunks()
-            sets, tars = flat.field("set").to_pylist(), flat.field("tar").to_pylist()
-            yield from {f"{place}/{str(tar).removesuffix('.tar')}" for place, tar in zip(sets, tars, strict=True) if place}
+def _shards(run: RunStore, key: str, ident: str, number: int) -> Iterator[str]:
+    """Yield the payload shards that belong to the column files of a partition."""
+    for added, table in enumerate(run.held(key, ident)):
+        column = next((column for column in table.columns if column.type == PAYLOAD), pa.chunked_array([[]], PAYLOAD))
+        places = pa.table({name: pc.struct_field(column, name) for name in ("set", "tar")}).group_by(["set", "tar"]).aggregate([])
+        found = [f"{place['set']}/{place['tar']}".removesuffix(".tar") for place in places.to_pylist() if place["set"]]
+        # Where every row failed nothing says which attempt it was.
+        yield from found or (
+            f"payload/{key}/{folder}/{number:05d}" for folder in run.store.list(f"payload/{key}") if _added(folder) == added
+        )
+
+
+def _added(folder: str) -> int:
+    """Return how many column files there were before a payload folder's: 2 for `download.2.a1`."""
+    number = folder.split(".")[1:2]
+    return int(number[0]) if number and number[0].isdigit() else 0
 
 
 def _objects(run: RunStore) -> Iterator[str]:
     """Yield everything in the folders that a collection looks at."""
-    for folder in ("columns", "tasks", "passes", "payload", "corpora", "poison", "manifest", "facts"):
+    for folder in FOLDERS:
         yield from _below(run, folder)
 
 
@@ -116,25 +132,36 @@ def _below(run: RunStore, folder: str) -> Iterator[str]:
             yield from _below(run, path)
 
 
-def _needed(name: str, used: _Used, gone: list[int]) -> bool:
-    folder, first, *rest = name.split("/")
-    if folder in ("manifest", "facts"):
-        return int(first.split(".")[0]) not in gone
-    if folder == "tasks":
-        return first.split(".")[0] in used.tasks
-    if folder == "passes":
-        return first in used.passes
-    if folder == "corpora":
-        return f"corpora/{first}" in used.corpora or first in used.passes
-    if first not in used.keys:
-        return False
+def _unit(name: str) -> str:
+    """Return what is kept or freed as one: all files of a column, a pass, a corpus, a payload shard."""
+    folder, *rest = name.split("/")
+    if folder in ("passes", "corpora"):
+        return f"{folder}/{rest[0]}"
     if folder == "columns":
-        return rest[0].split(".")[0] in used.idents
-    return folder == "poison" or f"payload/{first}/{rest[0]}/{rest[1].split('.')[0].split('_')[0]}" in used.shards
+        return name.partition(".")[0]
+    if folder == "poison":
+        return name.rpartition("/")[0]
+    return _SHARD_FILE.sub("", name) if folder == "payload" else name
 
 
-def _point_to_newest(run: RunStore, kept: list[int]) -> None:
-    for number in reversed(kept):
-        if run.store.exists(f"manifest/{number}.json") and (corpus := run.manifest(number)["corpus"]) is not None:
-            point(run, "corpus", corpus)
-            return
+def _turn(name: str) -> tuple[bool, bool, int, str]:
+    """Order what is freed: records, what they vouch for, and payloads last; additions to a column, the newest first."""
+    return name.startswith("payload/"), not name.endswith(".json"), -len(name), name
+
+
+def _show_newest(run: RunStore, kept: list[int]) -> None:
+    facts = [run.manifest(number) for number in kept if run.store.exists(f"manifest/{number}.json")]
+    if facts:
+        corpora = [item["corpus"] for item in facts if item["corpus"] is not None]
+        show_newest(run, corpora[-1] if corpora else None, facts[-1]["funnel"])
+
+
+def _tidy(root: Path) -> None:
+    """Remove what killed writers left, folders with nothing in them, and a link to nothing."""
+    clear_temps(root, everyone=True)
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*/"), reverse=True):
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+    if not (root / "corpus").exists():
+        (root / "corpus").unlink(missing_ok=True)

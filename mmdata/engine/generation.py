@@ -7,7 +7,6 @@ from mmdata.engine.runstore import Generation, Partition, RunStore
 from mmdata.engine.task import Job
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
-from mmdata.storage import digest_json
 
 
 def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: int | None) -> tuple[Generation, Job]:
@@ -22,10 +21,10 @@ def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: in
     known = {number: run.read_json(f"generations/{number}.json") for number in run.generations()}
     numbers = {item["ident"]: item["number"] for facts in known.values() for item in facts["partitions"]}
     partitions = _partitions(located, limit, numbers)
-    mine = (plan.digest, digest_json(list(ordered)), [_partition_facts(partition) for partition in partitions])
+    mine = (plan.digest, list(ordered), _cuts(located), [_partition_facts(partition) for partition in partitions])
     number = max(known, default=0) + 1
     for candidate, facts in reversed(known.items()):
-        if (facts["plan_digest"], facts["keys"], facts["partitions"]) == mine and not _gave_up(run, candidate):
+        if (facts["plan_digest"], facts["keys"], facts.get("cuts"), facts["partitions"]) == mine and not _gave_up(run, candidate):
             number = candidate
             break
     return Generation(number, located, partitions, allow), Job(run.store.url, number, "", located.to_json(), ordered, allow)
@@ -34,10 +33,15 @@ def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: in
 def generation_facts(plan: Plan, generation: Generation, job: Job) -> dict[str, Any]:
     """Return what a generation is asked, as its file says it."""
     return {
-        "plan_digest": plan.digest, "keys": digest_json(list(job.keys)), "plan": plan.model_dump(mode="json"),
+        "plan_digest": plan.digest, "keys": list(job.keys), "cuts": _cuts(generation.plan), "plan": plan.model_dump(mode="json"),
         "located": generation.plan.model_dump(mode="json"), "allow": list(job.allow),
         "partitions": [_partition_facts(partition) for partition in generation.partitions],
     }  # fmt: skip
+
+
+def _cuts(plan: Plan) -> list[int]:
+    """Return how many steps run together in each segment: resources decide that, and records are of segments."""
+    return [len(segment.steps) for segment in plan.segments]
 
 
 def _gave_up(run: RunStore, number: int) -> bool:

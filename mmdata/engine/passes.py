@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import Generation, Partition, RunStore
-from mmdata.engine.state import State
+from mmdata.engine.state import NOBODY, State
 from mmdata.engine.task import Task
 from mmdata.engine.view import PartitionView
 from mmdata.failpoint import step
@@ -76,7 +77,7 @@ def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[in
     if task.step < len(plan.stages):
         stage = plan.stages[task.step]
         if isinstance(stage, GlobalFilter) and stage.over == "all":
-            rows = _all_held(view, homes, state)
+            rows = _all_reached(view, homes, state)
     table = view.columns(homes, rows, state.space)
     return table.add_column(0, PARTITION, pa.array(np.full(len(rows), partition.number, np.int64)))
 
@@ -88,11 +89,10 @@ def plan_homes(view: PartitionView, plan: Plan) -> dict[str, int]:
     return {name: homes[name] for name in plan.sink.reads(plan.fields)}
 
 
-def _all_held(view: PartitionView, homes: dict[str, int], state: State) -> np.ndarray:
-    rows = state.rows
-    for home in set(homes.values()):
-        if view.home_space(home) == state.space:
-            rows = np.setdiff1d(rows, view.held(home).missing(rows))
+def _all_reached(view: PartitionView, homes: dict[str, int], state: State) -> np.ndarray:
+    """Return the rows that have the columns in this generation: whoever was there when the last of them was written."""
+    last = max((home for home in homes.values() if view.home_space(home) == state.space), default=SOURCE)
+    rows: np.ndarray = state.rows[(last == SOURCE) | (state.stage == NOBODY) | (state.stage >= last)]
     return rows
 
 

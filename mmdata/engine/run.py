@@ -85,8 +85,9 @@ class Runner:
         generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
         look = Scheduler(self.run, generation, job, None)
         if look.segments() and (sunk := self._sink(look)) is not None and self._manifested(generation, look):
-            self._show_newest(sunk[0], funnel(list(look.heads.values())))
+            show_newest(self.run, sunk[0], funnel(list(look.heads.values())))
             return self._result(generation, look, sunk[0], started, fresh=False)
+        del look  # it knows as much of every partition as the one that works
         self.run.claim(self.plan)
         with Lease(self.run.store, self.clock) as lease:
             self.run.store.probe()
@@ -128,10 +129,10 @@ class Runner:
     def _finish(self, generation: Generation, scheduler: Scheduler, corpus: str | None, made: Any) -> None:  # noqa: ANN401
         plan, total = generation.plan, funnel(list(scheduler.heads.values()))
         if corpus is not None and plan.sink is not None:
-            columns = {name: _meaning(column) for name, column in plan.fields.items()}
+            columns = {name: _meaning(column) for name, column in plan.fields.items() if not name.startswith("_")}
             facts = Finish(plan.name, self.plan.digest, total, self._licences(), columns, made[2], plan.trusted)
             plan.sink.finish(self.run.store, corpus, made[1], facts)
-        self._show_newest(corpus, total)
+        show_newest(self.run, corpus, total)
         self.run.store.put(f"facts/{generation.number}.json", json.dumps(scheduler.times, indent=1).encode())
         self.run.create_manifest(generation.number, {
             "plan_digest": self.plan.digest, "allow": list(self.allow), "corpus": corpus, "funnel": total,
@@ -185,13 +186,14 @@ class Runner:
         if isinstance(self.run.store, LocalStore):
             clear_temps(self.run.store.root)
 
-    def _show_newest(self, corpus: str | None, total: dict[str, Any]) -> None:
-        """Let `corpus` and `funnel.json` be those of this call's plan; write only what differs."""
-        if corpus is not None:
-            point(self.run, "corpus", corpus)
-        text = (json.dumps(total, indent=1) + "\n").encode()
-        if not self.run.store.exists("funnel.json") or self.run.store.read("funnel.json") != text:
-            self.run.store.put("funnel.json", text)
+
+def show_newest(run: RunStore, corpus: str | None, total: dict[str, Any]) -> None:
+    """Let `corpus` and `funnel.json` be those of one generation; write only what differs."""
+    if corpus is not None:
+        point(run, "corpus", corpus)
+    text = (json.dumps(total, indent=1) + "\n").encode()
+    if not run.store.exists("funnel.json") or run.store.read("funnel.json") != text:
+        run.store.put("funnel.json", text)
 
 
 def point(run: RunStore, name: str, target: str) -> None:

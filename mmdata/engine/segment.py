@@ -61,6 +61,8 @@ class SegmentRun:
             table = source_rows(self.view.plan, self.view.partition)
             self.view.run.add_columns(self.view.keys[SOURCE], self.view.partition.ident, 0, table)
             held.add(table)
+        else:
+            self.view.run.settle(self.view.keys[SOURCE])
         rows = held.tables[0].column(ROW).to_numpy()
         state = State.start(0, rows, [])
         self.digests[self.view.keys[SOURCE]] = self.view.digest(SOURCE, rows)
@@ -162,6 +164,8 @@ class SegmentRun:
     def _finish(self, state: State, step: Step) -> None:
         """Settle the fates after a step, in plan order, and digest what it gave."""
         rows = state.alive
+        if self.view.held(step.index).num_files:
+            self.view.run.settle(self.view.keys[step.index])
         self.work[step.index]["needed"] = len(rows)
         self.digests[self.view.keys[step.index]] = self.view.digest(step.index, rows)
         settle_held(self.view, state, step, rows)
@@ -178,6 +182,8 @@ class SegmentRun:
             parents = state.alive
             self.view.run.add_columns(self.view.keys[step.index], self.view.partition.ident, held.num_files, table)
             held.add(table)
+        if held.num_files:
+            self.view.run.settle(self.view.keys[step.index])
         children = children_held(held)
         children = children[np.isin(children >> CHILD_BITS, parents)]
         self.work[step.index] = {"computed": len(missing), "needed": len(parents)}

@@ -5,7 +5,8 @@ import os
 import platform
 import tempfile
 import time
-from functools import cache, lru_cache
+from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,22 @@ from mmdata.plan import Plan
 from mmdata.schema import PARTITION
 from mmdata.storage import digest_bytes
 
+MAX_RUNS = 2  # that a worker keeps models and a decoder open for
+_caches: OrderedDict[tuple[str, tuple[str, ...]], WorkerCache] = OrderedDict()
 
-@cache
+
 def _cache_of(run: str, allow: tuple[str, ...]) -> WorkerCache:
-    return WorkerCache(RunStore(run).store, allow)
+    if (run, allow) not in _caches:
+        close_caches(MAX_RUNS - 1)
+        _caches[run, allow] = WorkerCache(RunStore(run).store, allow)
+    _caches.move_to_end((run, allow))
+    return _caches[run, allow]
+
+
+def close_caches(keep: int = 0) -> None:
+    """Close what this process keeps open for runs, all but the latest."""
+    while len(_caches) > keep:
+        _caches.popitem(last=False)[1].close()
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from mmdata.engine.task import Task, TaskReport
-from mmdata.engine.worker import run_task
+from mmdata.engine.worker import close_caches, run_task
 from mmdata.errors import MmdataError, PartitionError
 
 STOPPED_S = 10
@@ -48,7 +48,8 @@ class InlineExecutor:
         """Nothing runs between calls, so there is nothing to stop."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End what tasks left open for those that might follow: models, a decoder child."""
+        close_caches()
 
 
 @dataclass
@@ -58,7 +59,7 @@ class _Worker:
     process: BaseProcess | None = None
     pipe: Connection | None = None
     task: Task | None = None
-    cancelled: bool = False
+    cancelled: Task | None = None
     thread: threading.Thread = field(init=False)
 
 
@@ -68,6 +69,7 @@ class ProcessExecutor:
     def __init__(self, workers: int | None = None) -> None:
         self.slots = workers or os.cpu_count() or 1
         self._queue: queue.SimpleQueue[tuple[Task, Future[TaskReport]] | None] = queue.SimpleQueue()
+        self._closed = False
         self._workers = [_Worker() for _ in range(self.slots)]
         for number, worker in enumerate(self._workers):
             worker.thread = threading.Thread(target=self._feed, args=(worker,), name=f"feed-{number}", daemon=True)
@@ -82,25 +84,24 @@ class ProcessExecutor:
     def cancel(self, task: Task) -> None:
         """Kill the worker that has the task."""
         for worker in self._workers:
-            process = worker.process
-            if worker.task is not None and worker.task.name == task.name and process is not None:
-                worker.cancelled = True
-                _kill(process)
+            if (mine := worker.task) is not None and mine.name == task.name:
+                worker.cancelled = mine
+                _kill(worker.process)
 
     def close(self) -> None:
         """End all workers; what they were doing is lost, not half done."""
+        self._closed = True
         for _ in self._workers:
             self._queue.put(None)
         for worker in self._workers:
-            process = worker.process
-            if worker.task is not None and process is not None:
-                _kill(process)
+            if worker.task is not None:
+                _kill(worker.process)
             worker.thread.join()
 
     def _feed(self, worker: _Worker) -> None:
         while (item := self._queue.get()) is not None:
             task, future = item
-            worker.task, worker.cancelled = task, False
+            worker.task = task
             try:
                 future.set_result(self._ask(worker, task))
             except MmdataError as error:
@@ -109,7 +110,7 @@ class ProcessExecutor:
                 self._end(worker)
                 future.set_exception(PartitionError(f"{task.label}: {type(error).__name__}: {error}"))
             finally:
-                worker.task = None
+                worker.task = worker.cancelled = None
         self._end(worker)
 
     def _ask(self, worker: _Worker, task: Task) -> TaskReport:
@@ -117,6 +118,8 @@ class ProcessExecutor:
             self._start(worker)
         assert worker.pipe is not None and worker.process is not None  # noqa: PT018 - just started
         try:
+            if self._closed or worker.cancelled is task:  # while its worker started
+                raise PartitionError(f"{task.label}: it was cancelled before it began")
             worker.pipe.send(task)
             still = 0
             while not worker.pipe.poll(1.0):
@@ -138,7 +141,7 @@ class ProcessExecutor:
         assert worker.process is not None
         worker.process.join(1.0)
         code = worker.process.exitcode
-        if worker.cancelled:
+        if worker.cancelled is worker.task:
             return "it was cancelled with its worker"
         if code is not None and code < 0:
             return f"its worker was ended by {signal.Signals(-code).name}"
@@ -146,10 +149,10 @@ class ProcessExecutor:
 
     def _start(self, worker: _Worker) -> None:
         mine, theirs = _SPAWN.Pipe()
-        worker.process = _SPAWN.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
-        worker.process.start()
+        process = _SPAWN.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+        process.start()
         theirs.close()
-        worker.pipe = mine
+        worker.process, worker.pipe = process, mine
 
     def _end(self, worker: _Worker) -> None:
         if worker.process is not None and worker.pipe is not None:
@@ -169,9 +172,10 @@ class SerialExecutor(ProcessExecutor):
         super().__init__(1)
 
 
-def _kill(process: BaseProcess) -> None:
+def _kill(process: BaseProcess | None) -> None:
     with contextlib.suppress(ValueError):  # its feeder has just seen it end
-        process.kill()
+        if process is not None:
+            process.kill()
 
 
 def _stopped(pid: int | None) -> bool:

@@ -28,8 +28,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mmdata.engine.task import Task, TaskReport
 from mmdata.errors import MmdataError, PartitionError, RunError
 from mmdata.executors.nodes import answer, brief, check_version, compare, is_loopback, listens, look, needs_token, write_nonce
+from mmdata.executors.reaper import children, reaping
 from mmdata.executors.seats import Seat, Seats
 
+_OWN = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _STORE_BYTES = 100 << 20  # nothing of ours lies in the object store
 _NODE_S = 120.0  # a worker's start on each of many nodes
 _STOP_S = 30.0  # Ray asks a worker to end, and kills it after 5
@@ -53,6 +55,7 @@ class _Flight:
     done: Future[TaskReport]
     ref: Any = None
     seat: Seat | None = None
+    stopped: bool = False
 
 
 class RayExecutor:
@@ -67,7 +70,7 @@ class RayExecutor:
         self._token = address is not None and needs_token(address, os.environ)
         with ExitStack() as exits:
             if not ray.is_initialized():
-                exits.enter_context(_own_cluster(workers) if address is None else _cluster(address))
+                exits.enter_context(_cluster(workers, address))
             self._exits = exits.pop_all()
         self.address: str = ray.get_runtime_context().gcs_address
         self._nodes = _alive()
@@ -141,8 +144,8 @@ class RayExecutor:
         error = source.exception()
         if error is not None:
             self._doubt = True
-            text = f"{flight.task.label}: its worker was lost: {brief(error)}"
-            self._settle(flight, PartitionError(text, hint="see whether memory ran out or a node died"))
+            text = "it was cancelled with its worker" if flight.stopped else f"its worker was lost: {brief(error)}"
+            self._settle(flight, PartitionError(f"{flight.task.label}: {text}"))
         else:
             self._settle(flight, source.result())
         if flight.seat is not None and error is None:
@@ -152,6 +155,7 @@ class RayExecutor:
         self._seat_waiting()
 
     def _stop(self, flight: _Flight) -> None:
+        flight.stopped = True
         if flight in self._waiting:
             self._waiting.remove(flight)
             self._settle(flight, PartitionError(f"{flight.task.label}: cancelled while it waited for an actor"))
@@ -207,55 +211,47 @@ class RayExecutor:
     def _check_nodes(self, run: str) -> str:
         """Let every node read a nonce from the run folder; return it."""
         nonce, probe = write_nonce(run), ray.remote(num_cpus=0, max_retries=0)(look)
-        mine, refs = look(run), {}
+        mine, until, refs = look(run), time.monotonic() + _NODE_S, {}
         for node in self._nodes:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            refs[probe.options(scheduling_strategy=strategy).remote(run)] = node["NodeManagerAddress"]
-        _, late = ray.wait(list(refs), num_returns=len(refs), timeout=_NODE_S)
-        for ref, node in refs.items():
-            if ref in late:
-                raise RunError(f"node {node} did not answer within {_NODE_S:g} s", hint="mend it, or take it away")
+            refs[node["NodeID"]] = probe.options(scheduling_strategy=strategy).remote(run)
+        for node in self._nodes:
+            name = node["NodeManagerAddress"]
             try:
-                compare(node, run, mine, ray.get(ref, timeout=_NODE_S), token=self._token)
+                theirs = ray.get(refs[node["NodeID"]], timeout=max(0, until - time.monotonic()))
             except ray.exceptions.RayError as error:
-                raise RunError(f"node {node} cannot work: {brief(error)}", hint="install mmdata on all nodes") from error
+                if node["NodeID"] in {other["NodeID"] for other in _alive()}:
+                    raise RunError(f"node {name} does not work: {brief(error)}", hint="is mmdata installed on it?") from error
+            else:
+                compare(name, run, mine, theirs, token=self._token)
         return nonce
 
 
 @contextmanager
-def _own_cluster(workers: int | None) -> Iterator[None]:
-    """Start a cluster on this machine that nobody else can use; it ends with the context, or with this process."""
-    environment = {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }  # fmt: skip
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    _read_token_again()
-    try:
-        _init("local", num_cpus=workers or os.cpu_count(), include_dashboard=False, object_store_memory=_STORE_BYTES)
-        yield
-    finally:
-        ray.shutdown()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        _read_token_again()
-
-
-@contextmanager
-def _cluster(address: str) -> Iterator[None]:
-    """Join a cluster that others started, and leave it."""
-    if address != "auto" and not listens(address):
+def _cluster(workers: int | None, address: str | None) -> Iterator[None]:
+    """Join a cluster; without an address start one on this machine that nobody else can use, which ends with us."""
+    before, others = dict(os.environ), children(os.getpid())
+    if address not in (None, "auto") and not listens(str(address)):
         raise RunError(f"nobody answers at {address}", hint="see whether the cluster's head is up, and the port right")
-    _read_token_again()
     try:
-        _init(address)
-        yield
+        if address is None:
+            os.environ.update(_OWN, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        _read_token_again()
+        if address is None:
+            _init("local", num_cpus=workers or os.cpu_count(), include_dashboard=False, object_store_memory=_STORE_BYTES)
+            with reaping(others):
+                yield
+        else:
+            _init(address)
+            yield
     finally:
         ray.shutdown()
+        for name in (*_OWN, "RAY_AUTH_TOKEN", "PYTHONBREAKPOINT"):  # the last is Ray's doing
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
+        _read_token_again()
 
 
 def _init(address: str, **options: Any) -> None:  # noqa: ANN401 - Ray's

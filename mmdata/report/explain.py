@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from mmdata.engine.keys import plan_keys
 from mmdata.engine.runstore import Generation, Partition, RunStore, load_generation
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.view import PartitionView
@@ -24,7 +23,7 @@ def explain(url: str, sample_id: str) -> str:
         raise ConfigError(f"{url}: no finished generation", hint="give the --run-dir of a run that has ended")
     generation = load_generation(url, numbers[-1])
     heads = run.manifest(numbers[-1])["heads"]
-    keys = plan_keys(generation.plan)
+    keys = run.keys(generation.number)
     found: list[str] = []
     for partition, head in zip(generation.partitions, heads, strict=True):
         if head is not None:  # else the partition was given up

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdata.engine.keys import plan_keys
 from mmdata.engine.runstore import RunStore, load_generation
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.view import PartitionView
@@ -22,7 +21,7 @@ def fates(run: RunStore, columns: Sequence[str], number: int | None = None) -> p
     number = run.finished()[-1] if number is None else number
     generation = load_generation(run.url, number)
     heads = run.manifest(number)["heads"]
-    keys = plan_keys(generation.plan)
+    keys = run.keys(generation.number)
     names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
     tables = []
     for partition, head in zip(generation.partitions, heads, strict=True):

@@ -1,35 +1,43 @@
 """Tables for a terminal."""
 
 from mmdata.engine import Forecast, RunResult
-from mmdata.engine.forecast import StepForecast
+from mmdata.engine.forecast import Span, StepForecast
 from mmdata.plan import Plan, written
+
+_PASSES = {
+    "kept": "kept",
+    "anew": "made anew, from all rows",
+    "perhaps": "made anew, from all rows, unless it is there for just these",
+}
 
 
 def forecast_text(forecast: Forecast) -> str:
     """Say stage by stage how many rows are kept and how many will be computed."""
-    if not forecast.tasks_missing:
+    if forecast.done:
         return f"generation {forecast.generation}: all is there, nothing to do"
     lines = [f"generation {forecast.generation}: {forecast.partitions} partitions"]
     for step in forecast.steps:
-        if step.stage not in forecast.passes:
-            lines.append(f"  {step.stage:<16} {_kept_and_computed(step)}")
-    lines += [f"  {name:<16} made anew, from all rows" for name in forecast.passes]
+        says = _kept_and_computed(step) if step.passes is None else _PASSES[step.passes]
+        lines.append(f"  {step.stage:<16} {says}")
     return "\n".join(lines)
 
 
 def _kept_and_computed(step: StepForecast) -> str:
-    """Return `kept 60`, `computed 60`, `kept 50, computed 3 to 10` or `computed 3 or more`."""
-    computed = f"computed {step.least:,}" if step.most == step.least else f"computed {step.least:,} to {step.most or 0:,}"
-    if step.most is None:
-        computed = f"computed {step.least:,} or more"
-    kept = f"kept {step.kept:,}"
-    return ", ".join([kept] * bool(step.kept or step.most == 0) + [computed] * (step.most != 0))
+    """Return `kept 60`, `computed 60`, `kept 50, computed 3 to 10` or `kept 5 to 8, computed 3 or more`."""
+    parts = [f"{word} {_span(span)}" for word, span in (("kept", step.kept), ("computed", step.computed)) if span.most != 0]
+    return ", ".join(parts or ["kept 0"])
+
+
+def _span(span: Span) -> str:
+    if span.most is None:
+        return f"{span.least:,} or more"
+    return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
 
 
 def funnel_text(result: RunResult) -> str:
     """Return the funnel: what went where, stage by stage."""
     funnel = result.funnel
-    total = funnel["rows_in"] + funnel["made_by_splits"]
+    total = max(funnel["rows_in"] + funnel["made_by_splits"], 1)
     lines = [f"{'rows in':<34}{funnel['rows_in']:>10,}"]
     if funnel["made_by_splits"]:
         lines.append(f"{'made by splits':<34}{funnel['made_by_splits']:>10,}")

@@ -12,6 +12,7 @@ class Keep(Filter):
     """Keep rows with `at_least <= column <= at_most`; both ends belong. A null goes, unless `nulls: keep`."""
 
     name: ClassVar[str] = "keep"
+    cheap: ClassVar[bool] = True
 
     column: str
     at_least: float | None = None

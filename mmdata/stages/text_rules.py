@@ -16,6 +16,7 @@ class TextRules(Filter):
     """
 
     name: ClassVar[str] = "text_rules"
+    cheap: ClassVar[bool] = True
 
     min_words: Annotated[int, Field(ge=0)] = 1
     max_words: Annotated[int, Field(ge=1)] = 10_000

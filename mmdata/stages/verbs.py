@@ -141,6 +141,9 @@ class Map(Stage, ABC):
 class Filter(Stage, ABC):
     """Judges rows."""
 
+    # A forecast asks a cheap Filter ahead: it must need nothing but columns, and can end no process.
+    cheap: ClassVar[bool] = False
+
     scope: Literal["row", "sample"] = "row"
     tag: bool = False
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from mmdata.stages.sources import Catalog
 from mmdata.stages.verbs import Sink, Source, Stage
 from tests.conftest import write_yaml
 
-SHM = Path("/dev/shm")
-IMAGE = "http://host-00.demo.localhost/images/lighthouse-matthew-gates.jpg"
+# The demo's server has one picture under many hosts; each host is asked a few times a second.
+IMAGES = [f"http://host-{number:02d}.demo.localhost/images/lighthouse-matthew-gates.jpg" for number in range(64)]
 
 # Prints what code that runs in `main` came to, then the most memory that this process ever held.
 _MEASURED = """
@@ -50,6 +52,21 @@ def run_plan(home: Path, source: Source, *stages: Stage, sink: Sink | None = Non
     """Run a plan over a source, in this process."""
     plan = Plan(name="fire", source=(source,), stages=stages, sink=sink)
     return Runner(plan, str(home / "run"), allow).execute(InlineExecutor(), quiet=True)
+
+
+def shard_samples(result: RunResult) -> list[dict[str, bytes]]:
+    """Return the members of every sample, by suffix, straight from the tars; no name in them is anyone's but ours."""
+    assert result.corpus is not None
+    samples: dict[str, dict[str, bytes]] = {}
+    for path in sorted(Path(result.corpus).glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert re.fullmatch(r"[0-9a-z_]+(-[0-9]+)?(\.[0-9]+)?\.[a-z0-9]+", member.name)
+                key, _, suffix = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                samples.setdefault(f"{path.name}/{key}", {})[suffix] = file.read()
+    return list(samples.values())
 
 
 def measured(code: str, *args: object, timeout_s: float = 300) -> tuple[str, float, float]:

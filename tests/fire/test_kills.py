@@ -43,7 +43,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def points_in_code() -> set[object]:
     """Return the names in all calls `step("...")`; local.py calls it `point` where a put passes by."""
-    found = set()
+    found: set[object] = set()
     for path in Path(mmdata.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"step", "point"} and len(node.args) == 1:

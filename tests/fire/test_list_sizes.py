@@ -27,7 +27,7 @@ from mmdata.stages.text_rules import TextRules
 from mmdata.stages.verbs import Source
 from tests.conftest import encode, write_yaml
 from tests.corpus import draw
-from tests.fire.lists import IMAGE, entry, measured, run_plan
+from tests.fire.lists import IMAGES, entry, measured, run_plan
 from tests.fire.seeds import GAUNTLET
 
 Figure = Callable[[str, object], None]
@@ -75,7 +75,7 @@ def test_T15_a_list_of_nothing_makes_a_valid_corpus_of_nothing(tmp_path: Path, n
 def test_T15_empty_lists_among_others_cost_nothing_and_one_row_is_enough(tmp_path: Path, server: DemoServer) -> None:
     for name in ("a.csv", "b.csv", "d.csv"):
         (tmp_path / name).write_text("" if name == "a.csv" else "url,text\n\n", encoding="utf-8")
-    (tmp_path / "c.csv").write_text(f"url,text\n{IMAGE},a lighthouse", encoding="utf-8")
+    (tmp_path / "c.csv").write_text(f"url,text\n{IMAGES[0]},a lighthouse", encoding="utf-8")
     result = run_plan(tmp_path, entry(tmp_path, 'files: ["*.csv"]'), *STAGES, sink=Shards(), allow=server.allow)
     assert (result.funnel["rows_in"], result.funnel["kept"]) == (1, 1)
     assert result.corpus is not None

@@ -274,7 +274,7 @@ def test_T13_a_compressed_list_that_does_not_end_is_bounded(
     small = (tmp_path / name).stat().st_size >> 10
     record_property("figure", f"{small} KiB to 128 MiB of {piece!r} as {name}: refused in {seconds:.1f} s, {peak - base:.0f} MiB")
     assert refused == "1"
-    assert peak - base < 150
+    assert peak - base < 300
     assert seconds < 60
 
 
@@ -294,4 +294,4 @@ def test_T13_a_line_that_is_too_long_costs_that_line(tmp_path: Path, name: str, 
     _, base, _ = measured(SCAN)
     _, peak, _ = measured(SCAN, source.file)
     record_property("figure", f"a line of 100 MiB in {name}: {peak - base:.0f} MiB more held")
-    assert peak - base < 80
+    assert peak - base < 160
