@@ -6,10 +6,11 @@ killed leaves a run folder that is sound, and the next goes on with it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,14 +62,16 @@ def collect(url: str, keep: int = 1, *, dry_run: bool = False) -> Freed:
 def _find(run: RunStore, keep: int) -> Freed:
     finished, known = run.finished(), run.generations()
     kept = [number for number in known if number in finished[-keep:] or number > max(finished, default=0)]
-    used = {NONCE, *(name for number in kept for name in _used(run, number))}
-    loose = sorted((name for name in _objects(run) if _unit(name) not in used), key=_turn)
+    objects = list(_objects(run))  # first: what is listed later than this is not touched
+    sets = {tuple(name.split("/")[1:3]) for name in objects if name.startswith("payload/") and name.count("/") == 3}
+    used = {NONCE, *(name for number in kept for name in _used(run, number, sets))}
+    loose = sorted((name for name in objects if _unit(name) not in used), key=_turn)
     gone = [number for number in known if number not in kept]
     return Freed(kept, gone, loose, sum(run.store.size(name) for name in loose))
 
 
-def _used(run: RunStore, number: int) -> Iterator[str]:
-    """Yield the units that a generation refers to."""
+def _used(run: RunStore, number: int, sets: Set[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the units that a generation refers to; `sets` are key and folder of the payloads that there are."""
     yield from (f"manifest/{number}.json", f"facts/{number}.json")
     heads, passes = _results(run, number)
     for key in passes:
@@ -78,12 +81,12 @@ def _used(run: RunStore, number: int) -> Iterator[str]:
         while task is not None and (record := run.record(task)) is not None:
             yield from (f"tasks/{task}.json", f"tasks/{task}.{record['state'][:16]}.parquet")
             task = record["before"]
-    keys, sets = run.keys(number).values(), run.store.list("payload")
+    folders = {key: [name for home, name in sets if home == key] for key in run.keys(number).values()}
     for item in run.read_json(f"generations/{number}.json")["partitions"]:
-        for key in keys:
+        for key, mine in folders.items():
             yield from (f"columns/{key}/{item['ident']}", f"poison/{key}/{item['ident']}")
-            if key in sets:
-                yield from _shards(run, key, item["ident"], item["number"])
+            if mine:
+                yield from _shards(run, key, item, mine)
 
 
 def _results(run: RunStore, number: int) -> tuple[list[str], list[str]]:
@@ -99,16 +102,14 @@ def _results(run: RunStore, number: int) -> tuple[list[str], list[str]]:
     return [head["key"] for head in look.heads.values()], sorted(look.passes)
 
 
-def _shards(run: RunStore, key: str, ident: str, number: int) -> Iterator[str]:
+def _shards(run: RunStore, key: str, partition: dict[str, Any], folders: list[str]) -> Iterator[str]:
     """Yield the payload shards that belong to the column files of a partition."""
-    for added, table in enumerate(run.held(key, ident)):
+    for added, table in enumerate(run.held(key, partition["ident"])):
         column = next((column for column in table.columns if column.type == PAYLOAD), pa.chunked_array([[]], PAYLOAD))
         places = pa.table({name: pc.struct_field(column, name) for name in ("set", "tar")}).group_by(["set", "tar"]).aggregate([])
         found = [f"{place['set']}/{place['tar']}".removesuffix(".tar") for place in places.to_pylist() if place["set"]]
-        # Where every row failed nothing says which attempt it was.
-        yield from found or (
-            f"payload/{key}/{folder}/{number:05d}" for folder in run.store.list(f"payload/{key}") if _added(folder) == added
-        )
+        mine = [f"payload/{key}/{folder}/{partition['number']:05d}" for folder in folders if _added(folder) == added]
+        yield from found or mine  # where every row failed nothing says which attempt it was
 
 
 def _added(folder: str) -> int:

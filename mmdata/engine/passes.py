@@ -75,8 +75,9 @@ def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[in
         state = State.start(0, np.zeros(0, dtype=np.int64), [])
     rows = state.alive
     if task.step < len(plan.stages):
-        stage = plan.stages[task.step]
-        if isinstance(stage, GlobalFilter) and stage.over == "all":
+        this = plan.steps[task.step]
+        # A partition of which nothing was left to split still stands in the space before.
+        if isinstance(this.stage, GlobalFilter) and this.stage.over == "all" and state.space == this.space:
             rows = _all_reached(view, homes, state)
     table = view.columns(homes, rows, state.space)
     return table.add_column(0, PARTITION, pa.array(np.full(len(rows), partition.number, np.int64)))

@@ -36,6 +36,7 @@ _STORE_BYTES = 100 << 20  # nothing of ours lies in the object store
 _NODE_S = 120.0  # a worker's start on each of many nodes
 _STOP_S = 30.0  # Ray asks a worker to end, and kills it after 5
 _BEAT_S = 2.0
+_LOOK_S = 30.0
 _SILENCE_S = 20.0  # after 60 Ray ends the driver's process itself
 
 
@@ -73,20 +74,20 @@ class RayExecutor:
                 exits.enter_context(_cluster(workers, address))
             self._exits = exits.pop_all()
         self.address: str = ray.get_runtime_context().gcs_address
-        self._nodes = _alive()
-        self.slots = workers or max(1, int(_total(self._nodes, "CPU")))
+        self._workers = workers
+        self._seats = Seats(1, self._make_actor, ray.kill)
+        self._look()
         self._task = ray.remote(max_retries=0)(answer)
         self._actor = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
-        self._seats = Seats(self.slots, self._make_actor, ray.kill, _total(self._nodes, "GPU"))
         self._waiting: list[_Flight] = []
         self._flights: dict[str, _Flight] = {}
         self._nonces: dict[str, str] = {}
-        self._doubt = False
         self._gone: RunError | None = None
         self._closed = threading.Event()
         self._todo: queue.SimpleQueue[tuple[_Flight, Callable[[], None]] | None] = queue.SimpleQueue()
-        for target in (self._work, self._knock):
-            threading.Thread(target=target, name=f"ray{target.__name__}", daemon=True).start()
+        self._hand = threading.Thread(target=self._work, name="ray-work", daemon=True)
+        self._hand.start()
+        threading.Thread(target=self._knock, name="ray-knock", daemon=True).start()
 
     def submit(self, task: Task) -> Future[TaskReport]:
         """Send the task to a worker, or to an actor when it holds a model."""
@@ -114,6 +115,7 @@ class RayExecutor:
         """End the actors, and the cluster if it was started here."""
         self._closed.set()
         self._todo.put(None)
+        self._hand.join(_STOP_S if self._gone is None else _BEAT_S)  # a call after the end would start a cluster
         self._exits.close()
 
     def _launch(self, flight: _Flight) -> None:
@@ -176,7 +178,7 @@ class RayExecutor:
                 flight.done.set_result(outcome)
 
     def _work(self) -> None:
-        while (item := self._todo.get()) is not None:
+        while (item := self._todo.get()) is not None and not self._closed.is_set():
             flight, act = item
             try:
                 act()
@@ -196,11 +198,21 @@ class RayExecutor:
                     self._settle(flight, self._gone)
                 return
 
+    def _look(self) -> None:
+        """See which nodes there are: others may join while we work, and some be lost."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        self._nodes = [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
+        self.slots = self._workers or max(1, int(self._total("CPU")))
+        self._seats.slots, self._seats.total_gpus = self.slots, self._total("GPU")
+        self._looked, self._doubt = time.monotonic(), False
+
+    def _total(self, resource: str) -> float:
+        return float(sum(node["Resources"].get(resource, 0) for node in self._nodes))
+
     def _check_room(self, task: Task) -> None:
         """Refuse what would wait for ever, from the start or since a node died."""
-        if self._doubt and listens(self.address):
-            self._nodes, self._doubt = _alive(), False
-            self._seats.total_gpus = _total(self._nodes, "GPU")
+        if (self._doubt or time.monotonic() - self._looked > _LOOK_S) and listens(self.address):
+            self._look()
         sizes = [node["Resources"] for node in self._nodes]
         if not any(size.get("CPU", 0) >= task.cpus and size.get("GPU", 0) >= task.gpus for size in sizes):
             raise RunError(
@@ -220,7 +232,8 @@ class RayExecutor:
             try:
                 theirs = ray.get(refs[node["NodeID"]], timeout=max(0, until - time.monotonic()))
             except ray.exceptions.RayError as error:
-                if node["NodeID"] in {other["NodeID"] for other in _alive()}:
+                self._look()
+                if node["NodeID"] in [other["NodeID"] for other in self._nodes]:
                     raise RunError(f"node {name} does not work: {brief(error)}", hint="is mmdata installed on it?") from error
             else:
                 compare(name, run, mine, theirs, token=self._token)
@@ -276,13 +289,3 @@ def _read_token_again() -> None:
     """Ray keeps what it once read from the environment."""
     ray._raylet.Config.initialize("")
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _alive() -> list[dict[str, Any]]:
-    """Return the nodes that take work."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return [node for node in nodes if node["Resources"].get("CPU") or node["Resources"].get("GPU")]
-
-
-def _total(nodes: list[dict[str, Any]], resource: str) -> float:
-    return float(sum(node["Resources"].get(resource, 0) for node in nodes))

@@ -28,7 +28,7 @@ from tests.conftest import write_yaml
 PLAN = """\
 name: changed
 source:
-  - catalog: {file: catalog.yaml, entry: pairs, partition_rows: 8}
+  - catalog: {file: catalog.yaml, entry: pairs, partition_rows: 16}
   - catalog: {file: catalog.yaml, entry: documents}
 stages:
   - split_captions

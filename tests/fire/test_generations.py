@@ -11,6 +11,8 @@ from fire_stages import Trap, TrapFilter, TrapSplit
 from mmdata import failpoint
 from mmdata.demo import DemoServer
 from mmdata.engine import Runner
+from mmdata.engine.forecast import READ_AHEAD
+from mmdata.engine.gc import collect
 from mmdata.errors import ConfigError, RunError
 from mmdata.plan import Plan
 from mmdata.report.table import forecast_text
@@ -34,31 +36,31 @@ LOOSE = ("min_chars: 6", "min_chars: 3")
 KEEPS = ("bytes, at_least: 1200, nulls: keep}", "aspect, at_most: 1.6, nulls: keep}")
 DEDUPE = "  - dedupe: {by: raw_sha256}\n"
 # A change, and lines of the forecast that say exactly what it comes to.
-CHANGES = {
-    "an image size": ([SMALL], "text_rules       kept 47", "download         computed 43", "measure          computed 0 to 43"),
-    "a stricter threshold": ([("at_least: 1200", "at_least: 2000")], "measure          kept 38", "keep             computed 38"),
+CHANGES: dict[str, tuple[list[tuple[str, str]], list[str]]] = {
+    "an image size": ([SMALL], ["text_rules kept 47", "download computed 43", "measure computed 0 to 43"]),
+    "a stricter threshold": ([("at_least: 1200", "at_least: 2000")], ["measure kept 38", "keep computed 38"]),
     "a looser threshold": (
-        [("at_least: 1200", "at_least: 100")], "keep             computed 38", "keep             kept 36, computed 2",
+        [("at_least: 1200", "at_least: 100")], ["keep computed 38", "keep kept 36, computed 2"],
     ),
-    "a looser rule on texts": ([LOOSE], "text_rules       computed 47", "download         kept 43, computed 4"),
-    "a rule on whole documents": ([("min_chars: 6", "min_chars: 12, scope: sample")], "download         kept 37"),
+    "a looser rule on texts": ([LOOSE], ["text_rules computed 47", "download kept 43, computed 4"]),
+    "a rule on whole documents": ([("min_chars: 6", "min_chars: 12, scope: sample")], ["download kept 37"]),
     "a stage in the middle": (
-        [(DEDUPE, "  - keep: {column: width, at_most: 47, nulls: keep}\n" + DEDUPE)], "measure          kept 38",
-        "keep             computed 29",
+        [(DEDUPE, "  - keep: {column: width, at_most: 47, nulls: keep}\n" + DEDUPE)],
+        ["measure kept 38", "keep computed 29"],
     ),
-    "a stage less": ([("  - text_rules: {min_chars: 6}\n", "")], "download         kept 43, computed 4"),
+    "a stage less": ([("  - text_rules: {min_chars: 6}\n", "")], ["download kept 43, computed 4"]),
     "two filters swapped": (
-        [(KEEPS[0], "#"), (KEEPS[1], KEEPS[0]), ("#", KEEPS[1])], "keep             kept 36, computed 2",
-        "keep             kept 29",
+        [(KEEPS[0], "#"), (KEEPS[1], KEEPS[0]), ("#", KEEPS[1])],
+        ["keep kept 36, computed 2", "keep kept 29"],
     ),
     "a split": (
-        [("  - measure\n", "  - measure\n  - trap_split\n")], "download         kept 43", "trap_split       computed 38",
-        "keep             computed 0 or more",
+        [("  - measure\n", "  - measure\n  - trap_split\n")],
+        ["download kept 43", "trap_split computed 38", "keep computed 0 or more"],
     ),
-    "no dedupe": ([(DEDUPE, "")], "keep             kept 36"),
-    "dedupe over all": ([(DEDUPE, "  - dedupe: {by: raw_sha256, over: all}\n")], "keep             kept 36"),
-    "dedupe by another column": ([("by: raw_sha256", "by: sha256")], "dedupe           made anew, from all rows"),
-    "another end": ([("samples: 8", "samples: 5")], "keep             kept 12", "dedupe           kept"),
+    "no dedupe": ([(DEDUPE, "")], ["keep kept 36", "keep kept 12, computed 17"]),
+    "dedupe over all": ([(DEDUPE, "  - dedupe: {by: raw_sha256, over: all}\n")], ["keep kept 36"]),
+    "dedupe by another column": ([("by: raw_sha256", "by: sha256")], ["dedupe made anew, from all rows"]),
+    "another end": ([("samples: 8", "samples: 5")], ["keep kept 12", "dedupe kept"]),
 }  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def check_change(home: Path, plan: Plan, server: DemoServer, *lines: str, asks: 
     """Run a changed plan where an old one ran; the result is a fresh run's. Return what was forecast."""
     change, before = Change(plan, str(home / "run"), server), server.num_media_requests
     text = change.look()
-    assert [line for line in lines if f"  {line}" not in text.splitlines()] == [], text
+    assert set(lines) <= {" ".join(line.split()) for line in text.splitlines()}, text
     result = change.run()
     asked = server.num_media_requests - before
     assert (asked > 0) == asks
@@ -95,24 +97,24 @@ def check_change(home: Path, plan: Plan, server: DemoServer, *lines: str, asks: 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_W22_a_changed_plan_does_what_it_says(name: str, home: Path, server: DemoServer) -> None:
-    replace, *lines = CHANGES[name]
+    replace, lines = CHANGES[name]
     asks = name in ("an image size", "a looser rule on texts", "a stage less")
     check_change(home, plan_of(home, *replace), server, *lines, asks=asks)
 
 
 def test_W22_a_new_version_of_a_stage(home: Path, server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Measure, "version", 2)
-    lines = ("download         kept 43", "measure          computed 38", "keep             computed 0 to 38")
+    lines = ("download kept 43", "measure computed 38", "keep computed 0 to 38")
     check_change(home, plan_of(home), server, *lines)
 
 
 def test_W22_a_list_more_and_a_list_less(home: Path, server: DemoServer) -> None:
     write_lists(home, "c")
-    more = check_change(home, plan_of(home), server, "split_captions   kept 41, computed 15", asks=True)
-    assert more.forecast.partitions == 7
+    more = check_change(home, plan_of(home), server, "split_captions kept 41, computed 15", asks=True)
+    assert more.forecast.partitions == 4
     (home / "pairs-a.jsonl").unlink()
     shutil.rmtree(home / "fresh")
-    check_change(home, plan_of(home), server, "split_captions   kept 41", "download         kept 43", asks=False)
+    check_change(home, plan_of(home), server, "split_captions kept 41", "download kept 43", asks=False)
 
 
 def test_W22_a_list_by_name_more(tmp_path: Path, server: DemoServer) -> None:
@@ -122,14 +124,14 @@ def test_W22_a_list_by_name_more(tmp_path: Path, server: DemoServer) -> None:
     catalog.write_text(both.replace(", pairs-b.jsonl", ""), encoding="utf-8")
     Change(plan_of(tmp_path), str(tmp_path / "run"), server).run()
     catalog.write_text(both, encoding="utf-8")
-    check_change(tmp_path, plan_of(tmp_path), server, "split_captions   kept 26, computed 15", asks=True)
+    check_change(tmp_path, plan_of(tmp_path), server, "split_captions kept 26, computed 15", asks=True)
 
 
 def test_W22_resources_change_nothing_though_they_cut_the_work_elsewhere(home: Path, server: DemoServer) -> None:
     plan = plan_of(home, ("  - measure\n", "  - measure: {resources: {cpus: 2}}\n"))
     assert len(plan.segments) == len(plan_of(home).segments) + 1
     corpus = (home / "run/corpus").readlink()
-    check_change(home, plan, server, "measure          kept 38", "keep             kept 38")
+    check_change(home, plan, server, "measure kept 38", "keep kept 38")
     assert (home / "run/corpus").readlink() == corpus
     quick = plan_of(home, ("  - measure\n", "  - measure: {resources: {call_s: 5}}\n"))
     assert forecast_text(Change(quick, str(home / "run"), server).runner().forecast()).endswith("nothing to do")
@@ -161,13 +163,22 @@ def test_W22_a_forecast_makes_no_folder(tmp_path: Path, server: DemoServer) -> N
     assert not (tmp_path / "run").exists()
 
 
+def test_W22_more_new_partitions_than_a_dry_run_reads_are_a_number_or_more(tmp_path: Path) -> None:
+    source = add_pictures(tmp_path / "p", *["a red bar"] * (READ_AHEAD + 6)).model_copy(update={"partition_rows": 1})
+    plan = Plan(name="many", source=(source,), stages=(Measure(),), sink=Shards())
+    text = Change(plan, str(tmp_path / "run")).look()
+    assert text.splitlines()[:2] == ["generation 1: 70 partitions", "  measure          computed 64 or more"]
+
+
 def interrupt(change: Change, random_: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin the run and break it off at some commit step, if it passes so many."""
-    monkeypatch.setenv("FAILPOINT", f"any:{random_.randrange(1, 120)}:raise")
+    monkeypatch.setenv("FAILPOINT", f"any:{random_.randrange(1, 700)}:raise")
     failpoint.reset()
     with suppress(OSError, RunError):
         change.runner().execute(Stopping(), quiet=True)
     monkeypatch.delenv("FAILPOINT")
+    for path in Path(change.url).rglob(".tmp-*"):  # this process is alive, so nobody else may
+        path.unlink()
 
 
 TEXTS = ["red", "a red bar", "a red bar on white", "x", "one two three four", "red bar", "red again"]
@@ -201,7 +212,7 @@ def add_pictures(folder: Path, *texts: str) -> Folder:
     return Folder(path=str(folder), partition_rows=5)
 
 
-@pytest.mark.parametrize("seed", seeds(4, 200))
+@pytest.mark.parametrize("seed", seeds(3, 200))
 def test_W22_any_row_of_changes_and_interruptions(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_ = random.Random(seed)
     source = add_pictures(tmp_path / "p", *random_.choices(TEXTS, k=12))
@@ -216,3 +227,5 @@ def test_W22_any_row_of_changes_and_interruptions(seed: int, tmp_path: Path, mon
         fresh = Change(plan, str(tmp_path / f"fresh-{number}")).run()
         assert result.funnel == fresh.funnel
         assert corpus_digest(tmp_path / "run") == corpus_digest(tmp_path / f"fresh-{number}")
+        if random_.random() < 0.2:
+            collect(change.url)

@@ -76,11 +76,14 @@ def test_a_killed_node_costs_the_attempts_it_had(home: Home, cluster: RayCluster
 
 
 @pytest.mark.fault("P03")
-def test_without_its_head_a_run_stops_and_resumes_elsewhere(home: Home, tmp_path: Path, record_property: Figure) -> None:
+@pytest.mark.parametrize("stage", ["held", "nap"][: len(seeds(1, 2))])
+def test_without_its_head_a_run_stops_and_resumes_elsewhere(
+    home: Home, tmp_path: Path, stage: str, record_property: Figure
+) -> None:
     run = home.new_run()
     with RayCluster(tmp_path, head_cpus=2) as cluster:
         cluster.say("pause", "0.5")
-        driver = home.start("nap", run, "--address", cluster.address, env=cluster.environment)
+        driver = home.start(stage, run, "--address", cluster.address, env=cluster.environment)
         in_the_middle(driver, run)
         os.kill(cluster.head.server("gcs_server"), signal.SIGKILL)
         since = time.monotonic()
@@ -88,8 +91,8 @@ def test_without_its_head_a_run_stops_and_resumes_elsewhere(home: Home, tmp_path
     record_property("figure", f"P03: clear end of the driver after the head was killed: {time.monotonic() - since:.0f} s")
     assert f"the Ray cluster at {cluster.address} is gone" in said
     assert "the same command resumes" in said
-    said = finish(home.start("nap", run, "--executor", "serial", env=home.environment))
-    assert corpus_digest(run) == home.digest("nap")
+    said = finish(home.start(stage, run, "--executor", "serial", env=home.environment))
+    assert corpus_digest(run) == home.digest(stage)
 
 
 FILL = """

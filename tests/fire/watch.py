@@ -3,7 +3,6 @@
 Never `ru_maxrss`: it survives exec, so a child reports what its parent once had.
 """
 
-import json
 import os
 import threading
 import time
@@ -16,19 +15,21 @@ from typing import Self
 
 import numpy as np
 
+from mmdata.storage import started
+
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
-_SHM = Path("/dev/shm")
+_SHM = "/dev/shm"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a process and those below it hold together, memory apart."""
+    """What a process and those below it hold together; `shm` are objects in shared memory that no process of all has open."""
 
     descriptors: int
     threads: int
     children: int
     sockets: int
-    shm: int
+    shm: int = 0
 
     def __sub__(self, other: "Counts") -> "Counts":
         return Counts(*(mine - theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -36,21 +37,24 @@ class Counts:
 
 @dataclass(frozen=True)
 class Sample:
-    """A look at a run: how much of it was done, and what its processes held."""
+    """A look at a run: the share of its rows that are done, the KiB resident in each of its processes, what they hold."""
 
     share: float
-    rss_kib: int
-    driver_kib: int
+    sizes: dict[int, int]
     counts: Counts
+
+    @property
+    def rss_kib(self) -> int:
+        """All processes together; pages that they share are counted once for each."""
+        return sum(self.sizes.values())
 
 
 def family(pid: int) -> list[int]:
     """Return a process and all below it, zombies included."""
     found = [pid]
     for member in found:
-        for thread in _names(Path(f"/proc/{member}/task")):
-            with suppress(OSError):
-                found += map(int, Path(f"/proc/{member}/task/{thread}/children").read_text(encoding="ascii").split())
+        for thread in _names(f"/proc/{member}/task"):
+            found += map(int, _text(f"/proc/{member}/task/{thread}/children").split())
     return found
 
 
@@ -58,26 +62,40 @@ def held(pid: int) -> Counts:
     """Count what a process and those below it hold."""
     members = family(pid)
     links = [link for member in members for link in _links(member)]
-    threads = sum(len(_names(Path(f"/proc/{member}/task"))) for member in members)
+    threads = sum(len(_names(f"/proc/{member}/task")) for member in members)
     sockets = sum(link.startswith("socket:") for link in links)
-    return Counts(len(links), threads, len(members) - 1, sockets, len(_names(_SHM)))
+    return Counts(len(links), threads, len(members) - 1, sockets)
+
+
+def left(pid: int) -> Counts:
+    """Count what a process holds, and the shared memory that is nobody's. It looks at every process of the machine."""
+    everyone = [int(name) for name in _names("/proc") if name.isdecimal()]
+    used = {link for member in everyone for link in _links(member) if link.startswith(_SHM)}
+    maps = "\n".join(line for member in everyone for line in _text(f"/proc/{member}/maps").splitlines() if _SHM in line)
+    nobodys = [name for name in _names(_SHM) if f"{_SHM}/{name}" not in used and f"{_SHM}/{name}" not in maps]
+    return Counts(*astuple(held(pid))[:4], len(nobodys))
+
+
+def settled(pid: int, like: Counts | None = None, within_s: float = 10.0) -> Counts:
+    """Count what is left once it is as before, or else once time is up: connections and killed processes take a moment."""
+    end = time.monotonic() + within_s
+    while (now := left(pid)) != like and time.monotonic() < end:
+        time.sleep(0.1)
+        if like is None and left(pid) == now:
+            break
+    return now
 
 
 def rss_kib(pid: int) -> int:
     """Return the resident memory of one process, 0 when it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_KIB
-    except (OSError, IndexError):
-        return 0
+    sizes = _text(f"/proc/{pid}/statm").split()
+    return int(sizes[1]) * _PAGE_KIB if sizes else 0
 
 
 def peak_kib(pid: int) -> int:
     """Return the most resident memory that one process ever had, 0 when it has ended."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    return 0
+    lines = [line for line in _text(f"/proc/{pid}/status").splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) if lines else 0
 
 
 class Watcher:
@@ -87,6 +105,7 @@ class Watcher:
         self.pid, self.share, self.every_s = pid, share, every_s
         self.samples: list[Sample] = []
         self.peaks_kib: dict[int, int] = {}
+        self._starts: dict[int, str] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watcher", daemon=True)
 
@@ -98,55 +117,58 @@ class Watcher:
         self._done.set()
         self._thread.join()
 
-    @property
-    def peak_kib(self) -> int:
-        """The most that all processes held at once, as far as was seen."""
-        return max(sample.rss_kib for sample in self.samples)
+    def steady(self, start: float = 0.1, stop: float = 1.0) -> list[Sample]:
+        """Return what was seen between two shares of the run, of the processes that lived all that time."""
+        seen = [sample for sample in self.samples if start <= sample.share < stop]
+        lasting = set.intersection(*(set(sample.sizes) for sample in self.samples if 0.1 <= sample.share < 1))
+        return [Sample(s.share, {pid: s.sizes[pid] for pid in lasting}, s.counts) for s in seen]
 
-    def slope(self, rows: int, start: float = 0.1) -> float:
-        """Return by how many KiB memory grew per 1,000 rows, by least squares, from a share of the run on."""
-        late = [sample for sample in self.samples if start <= sample.share <= 1]
-        shares, sizes = np.array([[sample.share, sample.rss_kib] for sample in late]).T
-        return float(np.polyfit(shares * rows / 1000, sizes, 1)[0])
+    def growth_kib(self) -> float:
+        """Return by how much memory grew from a tenth of the run to its end, by least squares."""
+        shares, sizes = np.array([[sample.share, sample.rss_kib] for sample in self.steady()]).T
+        return float(np.polyfit(shares, sizes, 1)[0] * 0.9)
+
+    def most(self, start: float, stop: float) -> Counts:
+        """Return the most of each that was held between two shares of the run."""
+        seen = np.array([astuple(sample.counts) for sample in self.samples if start <= sample.share < stop])
+        return Counts(*seen.max(axis=0).tolist())
+
+    def alive(self) -> list[int]:
+        """Return the processes of the run that are still there."""
+        return [pid for pid, start in self._starts.items() if start and started(pid) == start]
 
     def _look(self) -> None:
         while not self._done.wait(self.every_s):
             members = family(self.pid)
-            sizes = [rss_kib(member) for member in members]
+            self._starts |= {member: started(member) for member in members if member not in self._starts}
+            sizes = {member: size for member in members if (size := rss_kib(member))}
             self.peaks_kib |= {member: peak for member in members if (peak := peak_kib(member))}
-            if sizes[0]:
-                self.samples.append(Sample(self.share(), sum(sizes), sizes[0], held(self.pid)))
+            if self.pid in sizes:
+                self.samples.append(Sample(self.share(), sizes, held(self.pid)))
 
 
-def tasks_done(run_dir: Path) -> Callable[[], float]:
-    """Return a look at a run's `status.json`: the share of its tasks that are done."""
-
-    def share() -> float:
-        with suppress(OSError, ValueError, KeyError):
-            return float(json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["share"])
-        return 0.0
-
-    return share
-
-
-def settled(look: Callable[[], Counts], like: Counts, within_s: float = 5.0) -> Counts:
-    """Look until what is held is no more than before, or time is up: a killed process takes a moment to go."""
-    end = time.monotonic() + within_s
-    while (now := look()) != like and time.monotonic() < end:
-        time.sleep(0.05)
-    return now
+def records_done(run_dir: Path, total: int) -> Callable[[], float]:
+    """Return a look at how much of a run's row-wise work is done: the share of its records, which are made to the last."""
+    return lambda: sum(name.endswith(".json") for name in _names(str(run_dir / "tasks"))) / total
 
 
 def _links(pid: int) -> list[str]:
     links = []
-    for name in _names(Path(f"/proc/{pid}/fd")):
+    for name in _names(f"/proc/{pid}/fd"):
         with suppress(OSError):
-            links.append(str(Path(f"/proc/{pid}/fd/{name}").readlink()))
+            links.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115 - not a path: `socket:[1]`
     return links
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: str) -> list[str]:
     try:
-        return os.listdir(folder)  # noqa: PTH208 - names, of folders that change meanwhile
+        return os.listdir(folder)  # noqa: PTH208 - names, of folders that go meanwhile
     except OSError:
         return []
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

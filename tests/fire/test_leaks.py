@@ -1,0 +1,358 @@
+"""What a run leaves behind, and what it holds while it runs: memory, descriptors, threads, children, sockets."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fire_stages import Trap
+
+from mmdata.demo import DemoServer
+from mmdata.demo.server import DATA
+from mmdata.engine import Executor, Runner, RunResult
+from mmdata.engine.flights import BYTES_IN_FLIGHT
+from mmdata.engine.scheduler import TRIES
+from mmdata.engine.task import Task, TaskReport
+from mmdata.executors import InlineExecutor, ProcessExecutor, open_executor
+from mmdata.plan import Budget, Plan, load_plan
+from mmdata.schema import BASE_FIELDS
+from mmdata.stages.keep import Keep
+from mmdata.stages.sources import Catalog
+from mmdata.stages.verbs import Resources, Source, SourceSlice
+from tests.conftest import write_yaml
+from tests.fire.plans import QUICK, pictures, run_plan, trap_plan
+from tests.fire.runs import MAIN, wait_for
+from tests.fire.seeds import GAUNTLET
+from tests.fire.watch import Watcher, records_done, rss_kib, settled
+
+Figure = Callable[[str, object], None]
+NOISE_KIB = 16 << 10  # allocators keep and give back so much, whatever the run does
+PARTITION_BYTES = 4096  # that the driver may remember of a partition: keys, counts, how long it took
+
+EMPTY = """\
+name: empty
+source: {catalog: {file: catalog.yaml, entry: x, partition_rows: 1000}}
+stages:
+  - keep: {column: score, at_least: -1}
+"""
+REAL = """\
+name: real
+source: {catalog: {file: catalog.yaml, entry: x, partition_rows: 50}}
+stages:
+  - download: {image_size: 64, limits: {host_interval_s: 0}}
+  - measure
+  - keep: {column: width, at_least: 1}
+  - dedupe: {by: sample_id}
+sink: {shards: {samples: 500, max_mib: 64}}
+"""
+
+
+def write_empty(home: Path, rows: int, partition: int = 1000) -> Plan:
+    """Write a list of urls and scores, and a plan that keeps all of it and asks nobody."""
+    home.mkdir(parents=True, exist_ok=True)
+    urls = pa.array([f"http://host-{number % 999}/{number}.jpg" for number in range(rows)])
+    texts = pa.array([f"a caption of picture number {number}" for number in range(rows)])
+    scores = pa.array([number / rows for number in range(rows)], pa.float32())
+    pq.write_table(pa.table({"url": urls, "text": texts, "score": scores}), home / "list.parquet", row_group_size=1000)
+    write_yaml(home, "entries:\n  x: {files: [list.parquet], carry: {score: float32}}\n", "catalog.yaml")
+    return load_plan(write_yaml(home, EMPTY.replace("partition_rows: 1000", f"partition_rows: {partition}")), base=home)
+
+
+def write_real(home: Path, rows: int, partition: int, text: str = REAL) -> Plan:
+    """Write a list of the demo's clean pictures, again and again, and a plan that fetches, judges and writes them."""
+    home.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in (DATA / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    urls = [f"http://host-{row['host']:02d}.demo.localhost/{row['path']}" for row in known if row["kind"] == "clean"]
+    lines = [json.dumps({"url": urls[number % len(urls)], "text": f"picture number {number}"}) for number in range(rows)]
+    (home / "list.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_yaml(home, "entries:\n  x: {files: [list.jsonl]}\n", "catalog.yaml")
+    return load_plan(write_yaml(home, text.replace("partition_rows: 50", f"partition_rows: {partition}")), base=home)
+
+
+def watched(home: Path, records: int, *extra: str) -> Watcher:
+    """Run the plan of a folder as a command with two workers; return what was seen of it."""
+    command = [sys.executable, "-c", MAIN, "run", "plan.yaml", "--run-dir", "run", "--executor", "processes", "--workers", "2"]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen([*command, *extra], cwd=home, stdout=log, stderr=log)
+        try:
+            with Watcher(process.pid, records_done(home / "run", records)) as watcher:
+                code = process.wait(1800)
+        finally:
+            process.kill()
+    assert code == 0, (home / "log").read_text(encoding="utf-8")
+    return watcher
+
+
+def check_flat(watcher: Watcher, rows: int) -> str:
+    """Assert that a run held as much at its end as after a tenth, and that nobody outlived it; return its figures."""
+    early, late = watcher.most(0.1, 0.5), watcher.most(0.5, 1.0)
+    grown = late - early
+    assert max(grown.threads, grown.children) <= 2
+    assert grown.descriptors - grown.sockets <= 8
+    assert grown.sockets <= 64  # connections that happen to be open at once, of the 64 that a download may have
+    growth = watcher.growth_kib()
+    assert growth <= NOISE_KIB
+    assert wait_for(lambda: not watcher.alive(), 10)
+    peak = max(sample.rss_kib for sample in watcher.samples) >> 10
+    steady = [sample.rss_kib >> 10 for sample in watcher.steady()]
+    return (
+        f"{rows:,} rows: RSS {growth / (0.9 * rows / 1000):+.1f} KB per 1,000 rows ({growth / 1024:+.1f} MiB from 10 % to the "
+        f"end, {len(steady)} looks, {min(steady)} to {max(steady)} MiB), peak {peak} MiB; end - start: descriptors "
+        f"{grown.descriptors - grown.sockets:+d}, threads {grown.threads:+d}, children {grown.children:+d}, processes left 0"
+    )
+
+
+@pytest.mark.fault("K03", "K04")
+def test_K03_K04_an_empty_pipeline_does_not_grow(tmp_path: Path, record_property: Figure) -> None:
+    rows = 1_000_000 if GAUNTLET else 100_000
+    write_empty(tmp_path, rows)
+    record_property("figure", check_flat(watched(tmp_path, rows // 1000), rows))
+
+
+@pytest.mark.fault("K03", "K04")
+def test_K03_K04_a_real_pipeline_does_not_grow(tmp_path: Path, server: DemoServer, record_property: Figure) -> None:
+    rows, partition, text = (20_000, 200, REAL.replace("  - keep", "  - clip_score\n  - keep")) if GAUNTLET else (1_000, 50, REAL)
+    plan = write_real(tmp_path, rows, partition, text)
+    row_wise = len(plan.segments) - 1  # the last waits for `dedupe`
+    watcher = watched(tmp_path, row_wise * rows // partition, "--allow", server.allow[0])
+    record_property("figure", check_flat(watcher, rows))
+    assert json.loads((tmp_path / "run/funnel.json").read_text(encoding="utf-8"))["kept"] == rows
+
+
+class Measuring(InlineExecutor):
+    """Notes what Python and Arrow hold when it gets certain tasks."""
+
+    def __init__(self, *at: int) -> None:
+        self.at, self.num = at, 0
+        self.python: list[int] = []
+        self.arrow: list[int] = []
+
+    def submit(self, task: Task) -> Future[TaskReport]:
+        self.num += 1
+        if self.num in self.at:
+            gc.collect()
+            self.python.append(tracemalloc.get_traced_memory()[0])
+            self.arrow.append(pa.total_allocated_bytes())
+        return super().submit(task)
+
+
+@pytest.mark.fault("K03")
+def test_K03_what_driver_and_worker_remember_of_a_partition(tmp_path: Path, record_property: Figure) -> None:
+    start, stop = (200, 1200) if GAUNTLET else (40, 160)  # caches are warm at the start
+    plan, executor = write_empty(tmp_path, stop * 10, 10), Measuring(start, stop)
+    tracemalloc.start()
+    try:
+        run_plan(plan, tmp_path / "run", executor)
+    finally:
+        tracemalloc.stop()
+        executor.close()
+    python, arrow = ((late - early) / (stop - start) for early, late in (executor.python, executor.arrow))
+    size = Catalog.model_fields["partition_rows"].default
+    figure = (
+        f"{python:.0f} bytes a partition in Python, {arrow:.0f} in Arrow: {python / 1024 / size * 1000:.2f} KB per 1,000 rows"
+    )
+    record_property("figure", f"{figure} in partitions of {size:,}")
+    assert python <= PARTITION_BYTES
+    assert arrow <= 1024
+
+
+# K04, P13: what is open before is open after
+
+
+def check_nothing_left(warm_up: Callable[[], object], act: Callable[[], object]) -> str:
+    """Assert that nothing stays open after the second call; the first may fill caches that live as long as this process."""
+    warm_up()
+    before = settled(os.getpid())
+    act()
+    after = settled(os.getpid(), before)
+    assert after == before
+    return f"end - start: {after - before}"
+
+
+@pytest.mark.fault("K04")
+@pytest.mark.parametrize("kind", ["inline", "serial", "processes"])
+def test_K04_executors_leave_nothing_behind(tmp_path: Path, server: DemoServer, kind: str, record_property: Figure) -> None:
+    plan = write_real(tmp_path, 48, 16)
+
+    def act(name: str) -> None:
+        made: Executor = open_executor(kind, 2)
+        try:
+            result = Runner(plan, str(tmp_path / name), server.allow).execute(made, quiet=True)
+        finally:
+            made.close()
+        assert result.funnel["kept"] == 48
+
+    record_property("figure", check_nothing_left(lambda: act("first"), lambda: act("second")))
+
+
+@pytest.mark.fault("K04", "P13")
+def test_K04_P13_a_row_that_ends_its_worker_leaves_nothing_behind(tmp_path: Path, record_property: Figure) -> None:
+    plan = trap_plan(pictures(tmp_path / "i", ["!exit", "a picture"]), Trap(resources=QUICK))
+
+    def act(name: str) -> None:
+        executor = ProcessExecutor(2)
+        result = run_plan(plan, tmp_path / name, executor)
+        executor.close()
+        assert result.funnel["dropped"] == {"decoder_crashed": 1}
+
+    record_property("figure", check_nothing_left(lambda: act("first"), lambda: act("second")))
+
+
+@pytest.mark.fault("P13")
+@pytest.mark.parametrize("how", ["fail", "die"])
+def test_P13_failed_tasks_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, record_property: Figure
+) -> None:
+    partitions = 250 if how == "fail" else 50 if GAUNTLET else 3
+    trouble = {"fail": ("MMDATA_FAULTS", "1:1:open-eio"), "die": ("FAILPOINT", "before-columns:1:kill")}[how]
+
+    def act(num: int) -> None:
+        plan = write_empty(tmp_path / str(num), num, 1)
+        runner = Runner(plan, str(tmp_path / str(num) / "run"), budget=Budget(failed_partitions=num))
+        with monkeypatch.context() as patch:
+            patch.setenv(*trouble)  # of the workers: the driver has opened its store
+            executor = ProcessExecutor(2)
+            result = runner.execute(executor, quiet=True)
+            executor.close()
+        assert len(result.failed) == num
+
+    figure = check_nothing_left(lambda: act(2), lambda: act(partitions))
+    record_property("figure", f"{partitions * TRIES:,} attempts that {how}; {figure}")
+
+
+# P14: a slow end, a fast start
+
+
+class Numbers(Source):
+    """Rows that nobody reads."""
+
+    name: ClassVar[str] = "numbers"
+
+    partitions: int
+    rows: int
+
+    def label(self) -> str:
+        return "numbers"
+
+    def located(self, home: Path) -> "Numbers":
+        return self
+
+    def licences(self) -> dict[str, str]:
+        return {}
+
+    def identity(self) -> dict[str, object]:
+        return {"rows": self.rows}
+
+    def fields(self) -> tuple[pa.Field, ...]:
+        return (*BASE_FIELDS, pa.field("score", pa.float32()))
+
+    def scan(self) -> list[SourceSlice]:
+        return [SourceSlice("", str(number), 0, self.rows) for number in range(self.partitions)]
+
+    def read(self, part: SourceSlice) -> pa.Table:
+        raise NotImplementedError
+
+
+class Pretending:
+    """Answers without working: the first segment at once, later ones after a pause."""
+
+    slots = 8
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self._pool = rows, ThreadPoolExecutor(self.slots)
+
+    def submit(self, task: Task) -> Future[TaskReport]:
+        return self._pool.submit(self._answer, task)
+
+    def cancel(self, task: Task) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _answer(self, task: Task) -> TaskReport:
+        time.sleep(0.005 * task.step)
+        counts = {"rows_in": self.rows, "made_by_splits": 0, "kept": self.rows, "dropped": {}, "split": 0, "by_stage": []}
+        record = {"key": task.key, **counts, "partition": task.key, "label": task.label, "state": 2 * task.key + task.key[:16]}
+        return TaskReport(task.key, {**record, "result": task.key, "before": task.inputs.get(task.unit)}, 0.005, "here")
+
+
+class Noting:
+    """Passes tasks on, and notes the most that were in flight at once: tasks, their bytes, partitions begun and not done."""
+
+    def __init__(self, inner: Executor, last: int) -> None:
+        self.inner, self.last = inner, last
+        self.tasks = self.bytes = self.begun = 0
+        self.memory: list[tuple[int, int]] = []
+        self._flying: list[tuple[Task, Future[TaskReport]]] = []
+        self._begun: set[int] = set()
+
+    @property
+    def slots(self) -> int:
+        return self.inner.slots
+
+    def submit(self, task: Task) -> Future[TaskReport]:
+        self._begun -= {done.unit for done, future in self._flying if future.done() and done.step == self.last}
+        self._begun.add(task.unit)
+        self._flying = [*(item for item in self._flying if not item[1].done()), (task, self.inner.submit(task))]
+        self.tasks, self.begun = max(self.tasks, len(self._flying)), max(self.begun, len(self._begun))
+        self.bytes = max(self.bytes, sum(flying.bytes for flying, _ in self._flying))
+        if task.step == 0 and tracemalloc.is_tracing():
+            self.memory.append((tracemalloc.get_traced_memory()[0], rss_kib(os.getpid())))
+        return self._flying[-1][1]
+
+    def cancel(self, task: Task) -> None:
+        self.inner.cancel(task)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.fault("P14")
+@pytest.mark.parametrize(("rows", "most"), [(100, Pretending.slots), (10_000, 4)])  # 4 GiB are four partitions of 10,000
+def test_P14_a_slow_end_holds_the_start_back(tmp_path: Path, rows: int, most: int, record_property: Figure) -> None:
+    num = 5_000 if GAUNTLET else 1_000
+    slow = Keep(column="score", at_least=0, resources=Resources(cpus=2))
+    plan = Plan(name="slow", source=(Numbers(partitions=num, rows=rows),), stages=(Keep(column="score", at_least=-1), slow))
+    executor = Noting(Pretending(rows), last=1)
+    tracemalloc.start()
+    try:
+        run_plan(plan, tmp_path / "run", executor)
+    finally:
+        tracemalloc.stop()
+        executor.close()
+    assert (executor.tasks, len(executor.memory)) == (most, num)
+    assert executor.bytes <= BYTES_IN_FLIGHT
+    assert executor.begun <= 2 * most  # one in flight, one that has just landed
+    (python, rss), (python_end, rss_end) = executor.memory[num // 5], executor.memory[-1]
+    each = (python_end - python) / (0.8 * num)
+    record_property("figure", (
+        f"{num:,} partitions of {rows:,} rows: at most {executor.tasks} tasks of {executor.bytes / 1e9:.1f} GB in flight, "
+        f"{executor.begun} partitions begun and not done; {each:.0f} bytes a partition, RSS {rss_end - rss:+,} KiB"
+    ))  # fmt: skip
+    assert each <= PARTITION_BYTES
+    assert rss_end - rss <= NOISE_KIB + PARTITION_BYTES / 1024 * num
+
+
+@pytest.mark.fault("P14")
+def test_P14_workers_are_held_back_too(tmp_path: Path, record_property: Figure) -> None:
+    num = 40
+    plan = write_empty(tmp_path, 2 * num, 2)
+    plan = plan.changed(stages=(*plan.stages, Trap(pause_s=0.05, resources=Resources(cpus=2))))
+    executor = Noting(ProcessExecutor(2), last=1)
+    result: RunResult = run_plan(plan, tmp_path / "run", executor)
+    executor.close()
+    assert result.funnel["kept"] == 2 * num
+    assert executor.tasks == 2
+    assert executor.begun <= 4
+    record_property("figure", f"{num} partitions: at most {executor.tasks} tasks in flight, {executor.begun} begun and not done")
