@@ -1,9 +1,9 @@
 """The long chaos run: every fault with all its seeds, and the page that says what survived.
 
-    python -m benchmarks.gauntlet [PYTEST ARGUMENTS]
+    python -m benchmarks.gauntlet [TEST FILES]
 
-runs the tests that carry a fault's id, with all seeds, and writes `benchmarks/results/gauntlet.md` from what they said.
-`--page` only writes the page, from the results of the last run.
+runs the tests that carry a fault's id, with all seeds, and writes `benchmarks/results/gauntlet.md` from what they said. With
+files only these are run, and the others keep what they said last. `--page` only writes the page.
 """
 
 import json
@@ -38,11 +38,26 @@ class Row:
     figures: list[str] = field(default_factory=list)
 
 
-def run(extra: list[str]) -> int:
-    RAW.unlink(missing_ok=True)
-    env = {**os.environ, "MMDATA_GAUNTLET": "1", "MMDATA_GAUNTLET_OUT": str(RAW)}
-    command = [sys.executable, "-m", "pytest", "tests/fire", "-q", "-p", "no:cacheprovider", *extra]
-    return subprocess.run(command, env=env, check=False).returncode
+def run(tests: list[str]) -> int:
+    """Run the tests of faults, all or those given; what they say takes the place of what they said before."""
+    fresh = RAW.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    env = {**os.environ, "MMDATA_GAUNTLET": "1", "MMDATA_GAUNTLET_OUT": str(fresh)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(tests or ["tests/fire"])]
+    code = subprocess.run(command, env=env, check=False).returncode
+    found = {result["test"]: result for path in (RAW, fresh) if path.exists() for result in read(path)} if tests else {}
+    found |= {result["test"]: {**result, "commit": commit()} for result in read(fresh)}
+    RAW.write_text("".join(json.dumps(found[test]) + "\n" for test in sorted(found)), encoding="utf-8")
+    fresh.unlink()
+    return code
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def rows(results: list[dict[str, Any]]) -> dict[str, Row]:
@@ -66,7 +81,7 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# The gauntlet", "",
         "Written by `make gauntlet` from its own results; `gauntlet.jsonl` beside it is what the tests said.", "",
-        *(f"- {line}" for line in facts(seconds)),
+        *(f"- {line}" for line in facts(results, seconds)),
         f"- faults survived / injected: {survived} / {len(results)} (a test with its seed is one injection)",
         f"- kill points that ended byte-identical / tried: {sum(a for a, _ in pairs)} / {sum(b for _, b in pairs)}",
         "- rows lost 0, duplicated 0, unaccounted 0 in every survived one: each compares bytes or ids with an undisturbed run, "
@@ -88,10 +103,10 @@ NOT_CLAIMED = (
 )
 
 
-def facts(seconds: float) -> list[str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+def facts(results: list[dict[str, Any]], seconds: float) -> list[str]:
+    commits = ", ".join(sorted({result["commit"] for result in results}))
     return [
-        f"date {time.strftime('%Y-%m-%d')}, commit {commit}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, "
+        f"date {time.strftime('%Y-%m-%d')}, commit {commits}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in PACKAGES)}",
         f"tests took {seconds / 60:.0f} min",
     ]
@@ -105,7 +120,7 @@ def _figures(figures: list[str], most: int = 4) -> str:
 def main() -> None:
     extra = [arg for arg in sys.argv[1:] if arg != "--page"]
     code = 0 if "--page" in sys.argv[1:] else run(extra)
-    results = [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()]
+    results = read(RAW)
     PAGE.write_text(page(results), encoding="utf-8")
     sys.stderr.write(f"{PAGE}\n")
     raise SystemExit(code)
