@@ -20,12 +20,15 @@ trap 'rm -f "$token_file"' EXIT
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file RAY_USAGE_STATS_ENABLED=0
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-address=$(srun --nodes=1 --ntasks=1 -w "${nodes[0]}" hostname --ip-address | awk '{print $1}')
+address=$(srun --nodes=1 --ntasks=1 -w "${nodes[0]}" hostname -I | awk '{print $1}')
 cpus=${SLURM_CPUS_ON_NODE:-1}
 
 srun --nodes=1 --ntasks=1 --overlap -w "${nodes[0]}" \
   ray start --head --node-ip-address="$address" --port="$port" --num-cpus="$cpus" --include-dashboard=false --block &
-sleep 10
+for _ in $(seq 60); do  # the head answers within a minute, or mmdata says that nobody does
+  if (exec 3<> "/dev/tcp/$address/$port") 2> /dev/null; then break; fi
+  sleep 1
+done
 if ((${#nodes[@]} > 1)); then
   others=$(IFS=,; echo "${nodes[*]:1}")
   srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --overlap -w "$others" \

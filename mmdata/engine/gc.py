@@ -65,7 +65,7 @@ def _find(run: RunStore, keep: int) -> Freed:
     objects = list(_objects(run))  # first: what is listed later than this is not touched
     sets = {tuple(name.split("/")[1:3]) for name in objects if name.startswith("payload/") and name.count("/") == 3}
     used = {NONCE, *(name for number in kept for name in _used(run, number, sets))}
-    loose = sorted((name for name in objects if _unit(name) not in used), key=_turn)
+    loose = sorted((name for name in objects if _unit(name) not in used), key=_turn, reverse=True)
     gone = [number for number in known if number not in kept]
     return Freed(kept, gone, loose, sum(run.store.size(name) for name in loose))
 
@@ -145,9 +145,10 @@ def _unit(name: str) -> str:
     return _SHARD_FILE.sub("", name) if folder == "payload" else name
 
 
-def _turn(name: str) -> tuple[bool, bool, int, str]:
-    """Order what is freed: records, what they vouch for, and payloads last; additions to a column, the newest first."""
-    return name.startswith("payload/"), not name.endswith(".json"), -len(name), name
+def _turn(name: str) -> tuple[int, bool, int, str]:
+    """Order what is freed, the highest first: what vouches for data before the data, the last addition to a column first."""
+    stage = {"payload": 0, "columns": 1}.get(name.partition("/")[0], 2)
+    return stage, name.endswith(".json"), len(name), name
 
 
 def _show_newest(run: RunStore, kept: list[int]) -> None:

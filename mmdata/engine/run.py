@@ -91,6 +91,7 @@ class Runner:
         self.run.claim(self.plan)
         with Lease(self.run.store, self.clock) as lease:
             self.run.store.probe()
+            self.run.settle("")  # `run.json` may be of a run that was killed
             self._clear_temps()
             job = self._open_generation(generation, job)
             progress = None if quiet else self._progress(generation)
@@ -110,6 +111,8 @@ class Runner:
             assert sunk is not None
             corpus, made = sunk
             lease.check(now=True)
+            if scheduler.attempts_failed:
+                self._clear_temps()  # of workers that died in this call
             self._finish(generation, scheduler, corpus, made)
             state = "done with failures" if scheduler.failed else "done"
         except BaseException as error:

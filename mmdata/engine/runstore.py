@@ -138,10 +138,10 @@ class RunStore:
         with step("columns"):
             self.store.create_same(f"columns/{key}/{ident}.{number}.parquet", buffer.getvalue())
 
-    def settle(self, key: str) -> None:
-        """Let the column files of a key reach the disk: one that was found may be of a writer killed before it saw to that."""
+    def settle(self, folder: str) -> None:
+        """Let the names in a folder reach the disk: one that was found may be of a writer killed before it saw to that."""
         if isinstance(self.store, LocalStore):
-            self.store.disk.sync_folder(self.store.path(f"columns/{key}"))
+            self.store.disk.sync_folder(self.store.path(folder))
 
     def record(self, key: str) -> dict[str, Any] | None:
         """Return the record of a finished task."""

@@ -38,7 +38,7 @@ class Scheduler:
     ledger    the newest record of every partition
     failed    partitions that were given up, and why
     computed  rows computed by step      kept  rows needed of steps whose tasks were done before
-    seen      keys of the tasks that are done
+    seen      keys of the tasks that are done      attempts_failed  how many attempts of this call ended badly
     verdicts  where the verdicts of each GlobalFilter lie, by step      passes  keys of what passes wrote
     times     key, label, seconds and worker of every task done by this call
     held      raises when this call no longer may write to the run folder
@@ -58,6 +58,7 @@ class Scheduler:
     computed: Counter[int] = field(default_factory=Counter)
     kept: Counter[int] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
+    attempts_failed: int = 0
     verdicts: dict[int, str] = field(default_factory=dict)
     times: list[dict[str, Any]] = field(default_factory=list)
     passes: set[str] = field(default_factory=set)
@@ -247,6 +248,7 @@ class Scheduler:
     def _retry(self, task: Task, error: Exception, flights: Flights) -> Task | None:
         if isinstance(error, ConfigError | RunError) or not isinstance(error, MmdataError | OSError | EOFError):
             raise error
+        self.attempts_failed += 1
         flights.tries[task.name] += 1
         again = flights.tries[task.name] < TRIES
         if self.progress is not None:

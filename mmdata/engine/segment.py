@@ -62,7 +62,7 @@ class SegmentRun:
             self.view.run.add_columns(self.view.keys[SOURCE], self.view.partition.ident, 0, table)
             held.add(table)
         else:
-            self.view.run.settle(self.view.keys[SOURCE])
+            self.view.run.settle(f"columns/{self.view.keys[SOURCE]}")
         rows = held.tables[0].column(ROW).to_numpy()
         state = State.start(0, rows, [])
         self.digests[self.view.keys[SOURCE]] = self.view.digest(SOURCE, rows)
@@ -165,7 +165,7 @@ class SegmentRun:
         """Settle the fates after a step, in plan order, and digest what it gave."""
         rows = state.alive
         if self.view.held(step.index).num_files:
-            self.view.run.settle(self.view.keys[step.index])
+            self.view.run.settle(f"columns/{self.view.keys[step.index]}")
         self.work[step.index]["needed"] = len(rows)
         self.digests[self.view.keys[step.index]] = self.view.digest(step.index, rows)
         settle_held(self.view, state, step, rows)
@@ -183,7 +183,7 @@ class SegmentRun:
             self.view.run.add_columns(self.view.keys[step.index], self.view.partition.ident, held.num_files, table)
             held.add(table)
         if held.num_files:
-            self.view.run.settle(self.view.keys[step.index])
+            self.view.run.settle(f"columns/{self.view.keys[step.index]}")
         children = children_held(held)
         children = children[np.isin(children >> CHILD_BITS, parents)]
         self.work[step.index] = {"computed": len(missing), "needed": len(parents)}

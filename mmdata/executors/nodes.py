@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import secrets
 import socket
 from collections.abc import Mapping
@@ -114,7 +115,7 @@ def answer(task: Task, nonce: str) -> TaskReport | MmdataError:
 
 def brief(error: BaseException) -> str:
     """Return the kind of an error and the ends of its text, which in Ray's errors may be a log."""
-    text = str(error).strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     text = text if len(text) <= _TEXT else f"{text[: _TEXT // 2]} ... {text[-_TEXT // 2 :]}"
     return f"{type(error).__name__}: {text}"
 

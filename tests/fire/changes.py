@@ -18,11 +18,12 @@ from mmdata.engine.forecast import Span
 from mmdata.engine.generation import find_generation
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.state import CHILD_BITS, State
-from mmdata.errors import RunError
+from mmdata.errors import PartitionError, RunError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import Plan, load_plan
 from mmdata.report.table import forecast_text
 from mmdata.stages.verbs import Split
+from mmdata.storage import LocalStore
 from tests.conftest import write_yaml
 
 PLAN = """\
@@ -216,3 +217,27 @@ class Stopping(InlineExecutor):
         if (error := future.exception()) is not None:
             raise RunError("stopped") from error
         return future
+
+
+class GivingUp(InlineExecutor):
+    """Fails every attempt at one partition from its second segment on."""
+
+    def submit(self, task: Task) -> "Future[TaskReport]":
+        if task.kind == "segment" and task.unit == 1 and task.step:
+            future: Future[TaskReport] = Future()
+            future.set_exception(PartitionError("a bad day"))
+            return future
+        return super().submit(task)
+
+
+class Dying(LocalStore):
+    """A store whose process ends before the nth object is deleted."""
+
+    left: int
+
+    def delete(self, name: str) -> None:
+        if "probe" not in name:
+            type(self).left -= 1
+        if type(self).left < 0:
+            raise KeyboardInterrupt
+        super().delete(name)

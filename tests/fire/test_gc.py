@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -13,11 +12,11 @@ from typer.testing import CliRunner
 from mmdata import failpoint
 from mmdata.cli.main import app
 from mmdata.demo import DemoServer
-from mmdata.engine import Executor, Runner, RunResult, RunStore, Task, TaskReport
+from mmdata.engine import Executor, Runner, RunResult, RunStore
 from mmdata.engine.gc import collect
 from mmdata.engine.keys import plan_keys
 from mmdata.engine.lease import Lease
-from mmdata.errors import BusyError, ConfigError, PartitionError, RunError
+from mmdata.errors import BusyError, ConfigError, RunError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import Budget, Plan
 from mmdata.report.explain import explain
@@ -26,8 +25,7 @@ from mmdata.report.table import forecast_text
 from mmdata.shards import verify
 from mmdata.stages.measure import Measure
 from mmdata.stages.text_rules import TextRules
-from mmdata.storage import LocalStore
-from tests.fire.changes import Change, Stopping, digests, plan_of, write_lists
+from tests.fire.changes import Change, Dying, GivingUp, Stopping, digests, plan_of, write_lists
 from tests.fire.plans import pictures, run_plan, trap_plan
 from tests.fire.seeds import seeds
 from tests.flow.small import corpus_digest
@@ -146,19 +144,6 @@ def test_a_partition_of_which_every_row_failed_keeps_its_shard(tmp_path: Path, s
     assert digests(str(tmp_path / "run")) == before
 
 
-class Dying(LocalStore):
-    """A store whose process ends before the nth object is deleted."""
-
-    left: int
-
-    def delete(self, name: str) -> None:
-        if "probe" not in name:
-            type(self).left -= 1
-        if type(self).left < 0:
-            raise KeyboardInterrupt
-        super().delete(name)
-
-
 @pytest.mark.parametrize("seed", seeds(4, 60))
 def test_a_collection_that_is_killed_leaves_a_sound_folder(
     seed: int, home: Path, server: DemoServer, monkeypatch: pytest.MonkeyPatch
@@ -171,7 +156,7 @@ def test_a_collection_that_is_killed_leaves_a_sound_folder(
         with pytest.raises(KeyboardInterrupt):
             collect(str(folder))
     if seed % 2:  # the plan that went, at once: what is left of it is used or left alone
-        assert run(plan, folder, server).generation == 5
+        assert Change(plan, str(folder), server).run().generation == 5
         run(plan, home / "again", server)
         assert corpus_digest(folder) == corpus_digest(home / "again")
         assert run(plan_of(home, TALL), folder, server).generation == 4
@@ -249,21 +234,10 @@ def test_a_stage_of_another_version_since_frees_nothing(home: Path, server: Demo
     check_whole(plan_of(home, TALL), home / "run", server)
 
 
-class Giving(InlineExecutor):
-    """Fails every attempt at one partition from its second segment on."""
-
-    def submit(self, task: Task) -> "Future[TaskReport]":
-        if task.kind == "segment" and task.unit == 1 and task.step:
-            future: Future[TaskReport] = Future()
-            future.set_exception(PartitionError("a bad day"))
-            return future
-        return super().submit(task)
-
-
 def test_a_generation_without_a_partition_is_kept_whole(tmp_path: Path, server: DemoServer) -> None:
     write_lists(tmp_path, "a", "b")
     plan = plan_of(tmp_path)
-    result = Runner(plan, str(tmp_path / "run"), server.allow, budget=Budget(failed_partitions=1)).execute(Giving(), quiet=True)
+    result = Runner(plan, str(tmp_path / "run"), server.allow, budget=Budget(failed_partitions=1)).execute(GivingUp(), quiet=True)
     assert list(result.failed) == [1]
     freed = collect(str(tmp_path / "run")).objects
     assert [name.split("/")[0] for name in freed] == ["tasks", "tasks"]  # the one record of the partition that is out

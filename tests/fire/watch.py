@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -73,7 +73,7 @@ def left(pid: int) -> Counts:
     used = {link for member in everyone for link in _links(member) if link.startswith(_SHM)}
     maps = "\n".join(line for member in everyone for line in _text(f"/proc/{member}/maps").splitlines() if _SHM in line)
     nobodys = [name for name in _names(_SHM) if f"{_SHM}/{name}" not in used and f"{_SHM}/{name}" not in maps]
-    return Counts(*astuple(held(pid))[:4], len(nobodys))
+    return replace(held(pid), shm=len(nobodys))
 
 
 def settled(pid: int, like: Counts | None = None, within_s: float = 10.0) -> Counts:
