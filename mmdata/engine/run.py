@@ -32,8 +32,6 @@ from mmdata.shards.manifest import Finish
 from mmdata.stages.verbs import GlobalFilter
 from mmdata.storage import LocalStore, clear_temps, digest_bytes
 
-FOLDERS = ("columns", "corpora", "facts", "generations", "lease", "manifest", "passes", "payload", "poison", "tasks")
-
 
 @dataclass(frozen=True)
 class RunResult:

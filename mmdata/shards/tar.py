@@ -63,6 +63,8 @@ class TarFile:
 
     def close(self) -> None:
         """Finish the archive."""
-        with step("tar"):
-            self._writer.close()
+        try:
+            with step("tar"):
+                self._writer.close()
+        finally:
             self._file.close()

@@ -91,7 +91,7 @@ def test_K07_from_kill_to_the_first_new_row(
     columns = tmp_path / "run/columns"
     before = {path.name for path in columns.rglob("*.parquet")}
     killed = subprocess.Popen([sys.executable, "-c", RECOVER], cwd=tmp_path, start_new_session=True)
-    assert wait_for(lambda: (tmp_path / "run/lease/2").exists(), 120, 0.01)
+    assert wait_for((tmp_path / "run/lease/2").exists, 120, 0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     started = time.monotonic()

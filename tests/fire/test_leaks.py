@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import astuple
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from mmdata.plan import Budget, Plan, load_plan
 from mmdata.stages.keep import Keep
 from mmdata.stages.sources import Catalog
 from tests.conftest import write_yaml
-from tests.fire.plans import QUICK, pictures, run_plan, trap_plan
+from tests.fire.plans import pictures, run_plan, trap_plan
 from tests.fire.runs import MAIN, wait_for
 from tests.fire.seeds import GAUNTLET
 from tests.fire.watch import Watcher, records_done, settled
@@ -164,14 +165,18 @@ def test_K03_what_driver_and_worker_remember_of_a_partition(tmp_path: Path, reco
 # K04, P13: what is open before is open after
 
 
-def check_nothing_left(warm_up: Callable[[], object], act: Callable[[], object]) -> str:
-    """Assert that nothing stays open after the second call; the first may fill caches that live as long as this process."""
-    warm_up()
-    before = settled(os.getpid())
-    act()
-    after = settled(os.getpid(), before)
-    assert after == before
-    return f"end - start: {after - before}"
+def check_nothing_left(act: Callable[[int], object]) -> str:
+    """Assert that not every call leaves something open. The first fills caches that live as long as this process; pools of
+    threads may still grow to their size in the second."""
+    act(0)
+    for number in range(1, 4):
+        before = settled(os.getpid())
+        act(number)
+        grown = settled(os.getpid(), before) - before
+        if max(astuple(grown)) <= 0:
+            break
+    assert max(astuple(grown)) <= 0, grown
+    return f"end - start: {grown}"
 
 
 @pytest.mark.fault("K04")
@@ -180,30 +185,31 @@ def test_K04_executors_leave_nothing_behind(tmp_path: Path, server: DemoServer, 
     local = pictures(tmp_path / "i", [f"picture {number}" for number in range(6)], partition_rows=3)  # for the engine's own jail
     plans = {"web": write_real(tmp_path, 48, 16), "local": trap_plan(local, Keep(column="width", at_least=1))}
 
-    def act(name: str) -> None:
+    def act(number: int) -> None:
         made: Executor = open_executor(kind, 2)
         try:
             results = [
-                Runner(plan, str(tmp_path / name / what), server.allow).execute(made, quiet=True) for what, plan in plans.items()
+                Runner(plan, str(tmp_path / str(number) / what), server.allow).execute(made, quiet=True)
+                for what, plan in plans.items()
             ]
         finally:
             made.close()
         assert [result.funnel["kept"] for result in results] == [48, 6]
 
-    record_property("figure", check_nothing_left(lambda: act("first"), lambda: act("second")))
+    record_property("figure", check_nothing_left(act))
 
 
 @pytest.mark.fault("K04", "P13")
 def test_K04_P13_a_row_that_ends_its_worker_leaves_nothing_behind(tmp_path: Path, record_property: Figure) -> None:
-    plan = trap_plan(pictures(tmp_path / "i", ["!exit", "a picture"]), Trap(resources=QUICK))
+    plan = trap_plan(pictures(tmp_path / "i", ["!exit", "a picture"]), Trap())
 
-    def act(name: str) -> None:
+    def act(number: int) -> None:
         executor = SerialExecutor()
-        result = run_plan(plan, tmp_path / name, executor)
+        result = run_plan(plan, tmp_path / str(number), executor)
         executor.close()
         assert result.funnel["dropped"] == {"decoder_crashed": 1}
 
-    record_property("figure", check_nothing_left(lambda: act("first"), lambda: act("second")))
+    record_property("figure", check_nothing_left(act))
 
 
 @pytest.mark.fault("P13")
@@ -214,9 +220,10 @@ def test_P13_failed_tasks_leave_nothing_behind(
     partitions = 250 if how == "fail" else 50 if GAUNTLET else 2
     trouble = {"fail": ("MMDATA_FAULTS", "1:1:open-eio"), "die": ("FAILPOINT", "before-columns:1:kill")}[how]
 
-    def act(num: int) -> None:
-        plan = write_empty(tmp_path / str(num), num, 1)
-        runner = Runner(plan, str(tmp_path / str(num) / "run"), budget=Budget(failed_partitions=num))
+    def act(number: int) -> None:
+        num = partitions if number else 1
+        plan = write_empty(tmp_path / str(number), num, 1)
+        runner = Runner(plan, str(tmp_path / str(number) / "run"), budget=Budget(failed_partitions=num))
         with monkeypatch.context() as patch:
             patch.setenv(*trouble)  # of the workers: the driver has opened its store
             executor = ProcessExecutor(2)
@@ -224,5 +231,5 @@ def test_P13_failed_tasks_leave_nothing_behind(
             executor.close()
         assert len(result.failed) == num
 
-    figure = check_nothing_left(lambda: act(1), lambda: act(partitions))
+    figure = check_nothing_left(act)
     record_property("figure", f"{partitions * TRIES:,} attempts that {how}; {figure}")

@@ -124,9 +124,14 @@ class Watcher:
         return [Sample(s.share, {pid: s.sizes[pid] for pid in lasting}, s.counts) for s in seen]
 
     def growth_kib(self) -> float:
-        """Return by how much memory grew from a tenth of the run to its end, by least squares."""
-        shares, sizes = np.array([[sample.share, sample.rss_kib] for sample in self.steady()]).T
-        return float(np.polyfit(shares, sizes, 1)[0] * 0.9)
+        """Return by how much memory grew from a tenth of the run to its end: least squares over the floor of each tenth.
+
+        The floor is what a tenth of the looks are below: what a batch of images takes for a moment is no growth.
+        """
+        looks = [self.steady(tenth / 10, tenth / 10 + 0.1) for tenth in range(1, 10)]
+        points = [(place, np.percentile([look.rss_kib for look in some], 10)) for place, some in enumerate(looks) if some]
+        places, floors = np.array(points).T
+        return float(np.polyfit(places, floors, 1)[0] * 9)
 
     def most(self, start: float, stop: float) -> Counts:
         """Return the most of each that was held between two shares of the run."""
