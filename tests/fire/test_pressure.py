@@ -14,12 +14,13 @@ from fire_stages import Trap
 from mmdata.engine import Executor
 from mmdata.engine.flights import BYTES_IN_FLIGHT
 from mmdata.engine.task import Task, TaskReport
-from mmdata.executors import ProcessExecutor
+from mmdata.errors import PartitionError, RunError
+from mmdata.executors import InlineExecutor, ProcessExecutor
 from mmdata.plan import Plan
 from mmdata.schema import BASE_FIELDS
 from mmdata.stages.keep import Keep
 from mmdata.stages.verbs import Resources, Source, SourceSlice
-from tests.fire.plans import run_plan
+from tests.fire.plans import pictures, run_plan, trap_plan
 from tests.fire.seeds import GAUNTLET
 from tests.fire.test_leaks import NOISE_KIB, PARTITION_BYTES, Figure, write_empty
 from tests.fire.watch import rss_kib
@@ -148,3 +149,30 @@ def test_P14_workers_are_held_back_too(tmp_path: Path, record_property: Figure) 
     assert executor.tasks == 2
     assert executor.begun <= 4
     record_property("figure", f"{num} partitions: at most {executor.tasks} tasks in flight, {executor.begun} begun and not done")
+
+
+class Keeping(InlineExecutor):
+    """Keeps the first task it gets, and does nothing."""
+
+    task: Task
+
+    def submit(self, task: Task) -> Future[TaskReport]:
+        self.task = task
+        raise RunError("kept")
+
+
+@pytest.mark.fault("P09")
+@pytest.mark.parametrize("wait_s", [0.0, 0.005, 0.02, 0.1, 1.0])
+def test_P09_a_run_that_ends_while_a_worker_starts_does_not_wait_for_its_task(tmp_path: Path, wait_s: float) -> None:
+    plan, keeping = trap_plan(pictures(tmp_path / "i", ["a picture"]), Trap(pause_s=60)), Keeping()
+    with pytest.raises(RunError, match="kept"):
+        run_plan(plan, tmp_path / "run", keeping)
+    executor = ProcessExecutor(1)
+    future = executor.submit(keeping.task)
+    time.sleep(wait_s)
+    since = time.monotonic()
+    executor.cancel(keeping.task)
+    executor.close()
+    with pytest.raises(PartitionError, match="cancelled"):
+        future.result(0)
+    assert time.monotonic() - since < 20

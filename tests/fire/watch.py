@@ -117,6 +117,10 @@ class Watcher:
         self._done.set()
         self._thread.join()
 
+    def peak_kib(self) -> int:
+        """Return the most that all processes held at once, as far as was seen."""
+        return max(sample.rss_kib for sample in self.samples)
+
     def steady(self, start: float = 0.1, stop: float = 1.0) -> list[Sample]:
         """Return what was seen between two shares of the run, of the processes that lived all that time."""
         seen = [sample for sample in self.samples if start <= sample.share < stop]
