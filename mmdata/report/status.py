@@ -1,5 +1,6 @@
 """How far a run is and what its generations came to, from its run folder alone: any machine that reaches it can ask."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
@@ -94,7 +95,10 @@ def _text(status: Status) -> str:
 def _progress(run: RunStore) -> Facts | None:
     if not run.store.exists(STATUS):
         return None
-    facts: Facts = run.read_json(STATUS)
+    try:
+        facts: Facts = json.loads(run.store.read(STATUS))
+    except ValueError:  # power was lost while it was put: it says nothing, and the run is none the worse
+        return None
     return facts if facts.get("format") == FORMAT else None  # by another version of mmdata
 
 

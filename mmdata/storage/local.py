@@ -21,6 +21,7 @@ class LocalStore(Store):
     """A folder on a local disk. An object whose disk fails is made again, `tries` times in all."""
 
     tries: ClassVar[int] = 4
+    _settled: ClassVar[set[tuple[Path, int]]] = set()
 
     def __init__(self, url: str, disk: Disk | None = None) -> None:
         super().__init__(url)
@@ -117,7 +118,19 @@ class LocalStore(Store):
             # Also for a name that was there: who made it may have died, or failed, before this.
             with step("folder"):
                 self.disk.sync_folder(final.parent)
+            self._settle(final.parent)
         return True
+
+    def _settle(self, folder: Path) -> None:
+        """Let a folder's own name reach the disk, and those above it up to the root: once a process, for it may be new."""
+        known = (folder, folder.stat().st_ino)
+        if folder == self.root or known in self._settled:
+            return
+        for above in folder.parents:
+            self.disk.sync_folder(above)
+            if above == self.root:
+                break
+        self._settled.add(known)
 
     def _make(self, final: Path, source: IO[bytes]) -> bool:
         with self._temp(final.parent, source, commit=True) as temp, linking(final.parent):

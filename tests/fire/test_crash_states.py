@@ -164,7 +164,6 @@ def test_every_state_of_a_run_that_was_killed_and_run_again_recovers(trace: Trac
 
 
 @pytest.mark.fault("W35")
-@pytest.mark.xfail(strict=True, reason="mmdata/storage/disk.py syncs no folder above one that it makes; ext4, xfs, btrfs do so")
 def test_every_state_recovers_where_new_folders_can_be_lost(trace: Trace) -> None:
     for number in (many := seeds(8, 160)):
         ops, _, random = moment(number, len(many), trace.ops)
