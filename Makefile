@@ -14,6 +14,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@start=$$(date +%s); \
 	$(PYTHON) -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' && \
 	touch $@ && echo "installed in $$(( $$(date +%s) - start )) s" >&2
 

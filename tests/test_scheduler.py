@@ -76,6 +76,6 @@ def test_bytes_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "a").mkdir()
     free = run(tmp_path / "a", monkeypatch).most_bytes
     one = free // 4
-    monkeypatch.setattr(flights, "BYTES_IN_FLIGHT", 2 * one)
+    monkeypatch.setattr(flights, "BYTES_A_SLOT", 2 * one // Lazy.slots)
     (tmp_path / "b").mkdir()
     assert run(tmp_path / "b", monkeypatch).most_bytes == 2 * one

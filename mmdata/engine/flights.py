@@ -11,7 +11,7 @@ from mmdata.engine.progress import Progress
 from mmdata.engine.task import Executor, Task, TaskReport
 from mmdata.errors import PartitionError
 
-BYTES_IN_FLIGHT = 4 << 30
+BYTES_A_SLOT = 2 << 30  # local scratch that a worker's task may count on; a cluster has as many times that as slots
 CANCEL_S = 60.0  # an executor that does not answer a cancel within this has lost the task
 _POLL_S = 0.5
 
@@ -43,13 +43,14 @@ class Flights:
     def launch(self) -> bool:
         """Give the executor what it has room for; return False when nothing is left to do."""
         in_flight = sum(flight.task.bytes for flight in self.flying.values())
+        most = BYTES_A_SLOT * self.executor.slots
         while len(self.flying) < self.executor.slots:
             if not self.queue and (task := next(self.ready, None)) is not None:
                 self.push(task)
             if not self.queue:
                 break
             task = self.queue[0][-1]
-            if self.flying and in_flight + task.bytes > BYTES_IN_FLIGHT:
+            if self.flying and in_flight + task.bytes > most:
                 break
             heappop(self.queue)
             in_flight += task.bytes

@@ -1,7 +1,7 @@
 """Free what no kept generation refers to: old columns, payloads, corpora, and what killed attempts left behind.
 
-Kept are the newest finished generations, and newer ones that are not finished. Columns are kept whole, by key and
-partition. A generation that goes is marked first, and records go before the data that they vouch for: a collection that is
+Kept are the finished generation that was asked for last, as many of the newest as the call says, and what is not finished.
+Columns are kept whole, by key and partition. A generation that goes is marked first, and records go before the data that they vouch for: a collection that is
 killed leaves a run folder that is sound, and the next goes on with it.
 """
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mmdata.engine.lease import Lease
 from mmdata.engine.run import show_newest
-from mmdata.engine.runstore import RunStore, load_generation
+from mmdata.engine.runstore import ASKED, RunStore, load_generation
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Job
 from mmdata.errors import ConfigError
@@ -40,7 +40,10 @@ class Freed:
 
 
 def collect(url: str, keep: int = 1, *, dry_run: bool = False) -> Freed:
-    """Free everything but what the `keep` newest finished generations need; a dry run only says what that is."""
+    """Free everything but what `keep` finished generations need: the one asked for last, then the newest.
+
+    A dry run only says what that is.
+    """
     run = RunStore(url)
     if run.owner() is None:
         raise ConfigError(f"{url}: not a run folder", hint="give the --run-dir of `mmdata run`")
@@ -50,7 +53,7 @@ def collect(url: str, keep: int = 1, *, dry_run: bool = False) -> Freed:
         found = _find(run, keep)
         for number in found.gone:
             run.store.create(f"generations/{number}.gone", b"")
-        _show_newest(run, found.kept)
+        _show_newest(run)
         for name in found.objects:
             lease.check()
             run.store.delete(name)
@@ -64,7 +67,7 @@ def _find(run: RunStore, keep: int) -> Freed:
     kept = [number for number in known if number in finished[-keep:] or number > max(finished, default=0)]
     objects = list(_objects(run))  # first: what is listed later than this is not touched
     sets = {tuple(name.split("/")[1:3]) for name in objects if name.startswith("payload/") and name.count("/") == 3}
-    used = {NONCE, *(name for number in kept for name in _used(run, number, sets))}
+    used = {ASKED, NONCE, *(name for number in kept for name in _used(run, number, sets))}
     loose = sorted((name for name in objects if _unit(name) not in used), key=_turn, reverse=True)
     gone = [number for number in known if number not in kept]
     return Freed(kept, gone, loose, sum(run.store.size(name) for name in loose))
@@ -77,10 +80,8 @@ def _used(run: RunStore, number: int, sets: Set[tuple[str, ...]]) -> Iterator[st
     for key in passes:
         yield from (f"passes/{key}", f"corpora/{key}")
     for head in heads:
-        task: str | None = head
-        while task is not None and (record := run.record(task)) is not None:
-            yield from (f"tasks/{task}.json", f"tasks/{task}.{record['state'][:16]}.parquet")
-            task = record["before"]
+        for record in run.records(head):
+            yield from (f"tasks/{record['key']}.json", f"tasks/{record['key']}.{record['state'][:16]}.parquet")
     folders = {key: [name for home, name in sets if home == key] for key in run.keys(number).values()}
     for item in run.read_json(f"generations/{number}.json")["partitions"]:
         for key, mine in folders.items():
@@ -151,11 +152,12 @@ def _turn(name: str) -> tuple[int, bool, int, str]:
     return stage, name.endswith(".json"), len(name), name
 
 
-def _show_newest(run: RunStore, kept: list[int]) -> None:
-    facts = [run.manifest(number) for number in kept if run.store.exists(f"manifest/{number}.json")]
+def _show_newest(run: RunStore) -> None:
+    finished = run.finished()  # those that go are marked, and so not among them
+    facts = [run.manifest(number) for number in finished]
     if facts:
         corpora = [item["corpus"] for item in facts if item["corpus"] is not None]
-        show_newest(run, corpora[-1] if corpora else None, facts[-1]["funnel"])
+        show_newest(run, finished[-1], corpora[-1] if corpora else None, facts[-1]["funnel"])
 
 
 def _tidy(root: Path) -> None:

@@ -83,7 +83,7 @@ class Runner:
         generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
         look = Scheduler(self.run, generation, job, None)
         if look.segments() and (sunk := self._sink(look)) is not None and self._manifested(generation, look):
-            show_newest(self.run, sunk[0], funnel(list(look.heads.values())))
+            show_newest(self.run, generation.number, sunk[0], funnel(list(look.heads.values())))
             return self._result(generation, look, sunk[0], started, fresh=False)
         del look  # it knows as much of every partition as the one that works
         self.run.claim(self.plan)
@@ -133,7 +133,7 @@ class Runner:
             columns = {name: _meaning(column) for name, column in plan.fields.items() if not name.startswith("_")}
             facts = Finish(plan.name, self.plan.digest, total, self._licences(), columns, made[2], plan.trusted)
             plan.sink.finish(self.run.store, corpus, made[1], facts)
-        show_newest(self.run, corpus, total)
+        show_newest(self.run, generation.number, corpus, total)
         self.run.store.put(f"facts/{generation.number}.json", json.dumps(scheduler.times, indent=1).encode())
         self.run.create_manifest(generation.number, {
             "plan_digest": self.plan.digest, "allow": list(self.allow), "corpus": corpus, "funnel": total,
@@ -188,8 +188,9 @@ class Runner:
             clear_temps(self.run.store.root)
 
 
-def show_newest(run: RunStore, corpus: str | None, total: dict[str, Any]) -> None:
-    """Let `corpus` and `funnel.json` be those of one generation; write only what differs."""
+def show_newest(run: RunStore, number: int, corpus: str | None, total: dict[str, Any]) -> None:
+    """Let `corpus` and `funnel.json` be those of one generation, and that the one asked for last; write only what differs."""
+    run.note_asked(number)
     if corpus is not None:
         point(run, "corpus", corpus)
     text = (json.dumps(total, indent=1) + "\n").encode()

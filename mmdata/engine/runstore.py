@@ -28,6 +28,8 @@ from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
+ASKED = "facts/asked"
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -109,8 +111,16 @@ class RunStore:
         return dict(enumerate(found, start=-1))
 
     def finished(self) -> list[int]:
-        """Return the numbers of the generations that have a manifest, ascending."""
-        return [number for number in self.generations() if self.store.exists(f"manifest/{number}.json")]
+        """Return the numbers of the generations that have a manifest: ascending, but the one that was asked for last is last."""
+        numbers = [number for number in self.generations() if self.store.exists(f"manifest/{number}.json")]
+        asked = int(self.store.read(ASKED)) if self.store.exists(ASKED) else 0
+        return sorted(numbers, key=lambda number: (number == asked, number))
+
+    def note_asked(self, number: int) -> None:
+        """Note which generation was asked for last: whoever goes back to an earlier plan means that one from then on."""
+        text = str(number).encode()
+        if not self.store.exists(ASKED) or self.store.read(ASKED) != text:
+            self.store.put(ASKED, text)
 
     def manifest(self, number: int) -> dict[str, Any]:
         """Return what a generation came to, after checking its digest."""
@@ -150,6 +160,13 @@ class RunStore:
         except FileNotFoundError:
             return None
         return found
+
+    def records(self, head: str) -> Iterator[dict[str, Any]]:
+        """Yield the record of a partition's last task and of those before it, as far as they are there."""
+        key: str | None = head
+        while key is not None and (record := self.record(key)) is not None:
+            yield record
+            key = record["before"]
 
     def commit(self, key: str, record: dict[str, Any], state: bytes) -> dict[str, Any]:
         """Write a task's fates, then its record; the first record wins and is returned."""

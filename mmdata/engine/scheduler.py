@@ -22,13 +22,14 @@ from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.task import Executor, Job, Task, TaskReport
 from mmdata.errors import ConfigError, MmdataError, RunError
-from mmdata.plan import Budget, Segment
+from mmdata.plan import Budget, Segment, written
+from mmdata.schema import PAYLOAD_COLUMN
 from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter
 
 TRIES = 4
 _START_S = 600.0  # a worker's start and the opening of its models
 _CARE = 8  # a search for rows that end their worker makes a task this much longer, at most
-_ROW_BYTES = 100_000
+_MEDIA_BYTES, _COLUMN_BYTES = 100_000, 2_000  # what a row of a segment that writes media, or columns alone, may take
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Scheduler:
     ledger    the newest record of every partition
     failed    partitions that were given up, and why
     computed  rows computed by step      kept  rows needed of steps whose tasks were done before
-    seen      keys of the tasks that are done      attempts_failed  how many attempts of this call ended badly
+    attempts_failed  how many attempts of this call ended badly
     verdicts  where the verdicts of each GlobalFilter lie, by step      passes  keys of what passes wrote
     times     key, label, seconds and worker of every task done by this call
     held      raises when this call no longer may write to the run folder
@@ -57,7 +58,6 @@ class Scheduler:
     failed: dict[int, str] = field(default_factory=dict)
     computed: Counter[int] = field(default_factory=Counter)
     kept: Counter[int] = field(default_factory=Counter)
-    seen: set[str] = field(default_factory=set)
     attempts_failed: int = 0
     verdicts: dict[int, str] = field(default_factory=dict)
     times: list[dict[str, Any]] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Scheduler:
             self.job, "segment", index, unit, key,
             inputs={} if head is None else {unit: head["key"]}, verdicts=verdicts,
             cpus=segment.resources.cpus, gpus=segment.resources.gpus, holds_model=segment.holds_model,
-            bytes=partition.rows * _ROW_BYTES, label=segment.label, deadline_s=_START_S + 2 * seconds,
+            bytes=partition.rows * _row_bytes(segment), label=segment.label, deadline_s=_START_S + 2 * seconds,
         )  # fmt: skip
 
     def _global_verdicts(self, segment: Segment) -> str | None:
@@ -269,7 +269,6 @@ class Scheduler:
 
     def _note(self, task: Task, record: dict[str, Any], report: TaskReport | None) -> None:
         """Count what a task did, or what it had done before."""
-        self.seen.add(task.key)
         for step in record.get("steps", ()):
             self.kept[step["index"]] += step["needed"] if report is None else 0
             self.computed[step["index"]] += 0 if report is None else step["computed"]
@@ -278,6 +277,11 @@ class Scheduler:
             self.times.append(facts)
         if self.progress is not None:
             self.progress.done(task, record, report)
+
+
+def _row_bytes(segment: Segment) -> int:
+    writes_media = any(field.name == PAYLOAD_COLUMN for step in segment.steps for field in written(step.stage))
+    return _MEDIA_BYTES if writes_media else _COLUMN_BYTES
 
 
 def _opens_global(segment: Segment) -> bool:

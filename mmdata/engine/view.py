@@ -1,6 +1,6 @@
 """One partition as a worker sees it: columns by name for given rows, wherever they were written, and decoded images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -133,12 +133,19 @@ class PartitionView:
         """Return the digest of what came back: a step's columns for rows, however many files they lie in."""
         held = self.held(index)
         table = held.take(rows, held.empty.column_names).cast(held.empty.schema).combine_chunks()
-        # Rows that were read back lie otherwise in memory than rows just made, where nulls are nested; the digest is the same.
-        columns = [pa.array(c.to_pylist(), c.type) if pa.types.is_nested(c.type) else c for c in table.columns]
+        flat = [
+            name for name, column in zip(table.column_names, table.columns, strict=True) if not pa.types.is_nested(column.type)
+        ]
+        tables = [table.select(flat)]
+        for name in table.column_names:
+            if name not in flat:
+                column = table.column(name).combine_chunks()
+                tables += [pa.table({name: leaf}) for leaf in _leaves(column)]
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(pa.table(columns, table.schema))
-        return digest_bytes(sink.getvalue().to_pybytes())
+        for part in tables:
+            with pa.ipc.new_stream(sink, part.schema) as writer:
+                writer.write_table(part)
+        return digest_bytes(sink.getvalue())
 
     def images(self, payloads: list[dict[str, object]], jail: "LazyJail", *, trust: bool) -> list[np.ndarray | RecordError]:
         """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with.
@@ -175,6 +182,24 @@ class LazyJail:
         """End its child, if it was ever started."""
         if self._jail is not None:
             self._jail.close()
+
+
+def _leaves(array: pa.Array) -> Iterator[pa.Array]:
+    """Yield what a nested array holds as flat ones: who is there, how long lists are, values.
+
+    Rows that were read back lie otherwise in memory than rows just made, where nulls are nested; these arrays do not.
+    """
+    if pa.types.is_list(array.type):
+        yield from (array.is_valid(), array.value_lengths().fill_null(0))
+        yield from _leaves(array.flatten())
+    elif pa.types.is_struct(array.type):
+        yield array.is_valid()
+        for child in array.flatten():
+            yield from _leaves(child)
+    elif pa.types.is_nested(array.type):
+        yield pa.array(array.to_pylist(), array.type)
+    else:
+        yield array.take(pa.array(np.arange(len(array))))
 
 
 def source_fields(plan: Plan) -> list[pa.Field]:

@@ -158,7 +158,8 @@ class Outcome:
         """Count the rows that records which were not there before say a step was asked for."""
         names = [name for name in self.run.store.list("tasks") if name.endswith(".json")]
         records = [self.run.read_json(f"tasks/{name}") for name in names if f"tasks/{name}" not in self.change.before]
-        mine = [record for record in records if record["key"] in self.look.seen]
+        seen = {record["key"] for head in self.look.heads.values() for record in self.run.records(head["key"])}
+        mine = [record for record in records if record["key"] in seen]
         return sum(step["computed"] for record in mine for step in record["steps"] if step["index"] == index)
 
     def kept(self, index: int) -> int:

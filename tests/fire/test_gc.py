@@ -160,6 +160,7 @@ def test_a_collection_that_is_killed_leaves_a_sound_folder(
         run(plan, home / "again", server)
         assert corpus_digest(folder) == corpus_digest(home / "again")
         assert run(plan_of(home, TALL), folder, server).generation == 4
+        assert run(plan, folder, server).generation == 5  # asked for last, so this is what is kept
         collect(str(folder))
         assert kinds(folder) == kinds(home / "again")
         check_whole(plan, folder, server)
@@ -176,20 +177,21 @@ def test_a_generation_that_went_is_made_anew(home: Path, server: DemoServer) -> 
     assert (result.generation, result.computed["download"], result.computed["split_captions"]) == (5, 43, 0)
 
 
-def test_two_are_kept_and_the_link_shows_the_newest(home: Path, server: DemoServer) -> None:
+def test_who_goes_back_to_an_earlier_plan_keeps_what_he_asked_for_last(home: Path, server: DemoServer) -> None:
     folder = home / "run"
-    assert run(plan_of(home), folder, server).generation == 3  # the link is its own now, but newer is the fourth
+    assert run(plan_of(home), folder, server).generation == 3  # the link is its own now, though newer is the fourth
     runner = CliRunner()
     said = runner.invoke(app, ["gc", str(folder), "--keep", "2", "--dry-run"]).stdout
     assert re.fullmatch(r"would free \d+ objects, 0\.\d MB; generations kept: 3, 4; gone: 1, 2\n", said)
     assert runner.invoke(app, ["gc", str(folder), "--keep", "2"]).stdout == said.replace("would free", "freed")
     assert not run(plan_of(home), folder, server).fresh
     collect(str(folder))
-    manifest = RunStore(str(folder)).manifest(4)
+    manifest = RunStore(str(folder)).manifest(3)
     assert (folder / "corpus").readlink() == Path(manifest["corpus"])
     assert RunStore(str(folder)).read_json("funnel.json") == manifest["funnel"]
+    check_whole(plan_of(home), folder, server)
     nothing = runner.invoke(app, ["gc", str(folder)]).stdout
-    assert nothing == "freed 0 objects, 0.0 MB; generations kept: 4; gone: none\n"
+    assert nothing == "freed 0 objects, 0.0 MB; generations kept: 3; gone: none\n"
 
 
 def test_a_run_at_work_is_left_alone(home: Path) -> None:
