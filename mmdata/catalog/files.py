@@ -41,12 +41,22 @@ def refuse_special(path: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file; above 1 GiB that of its size, time and last 64 KiB."""
+    return _file_digest(path, stamp_of(path))
+
+
+def stamp_of(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file does: size, time and inode."""
     stat = path.stat()
-    if stat.st_size <= WHOLE_BYTES:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+@lru_cache(maxsize=1 << 16)
+def _file_digest(path: Path, stamp: tuple[int, int, int]) -> str:
+    if stamp[0] <= WHOLE_BYTES:
         return digest_file(path)
     with path.open("rb") as file:
         file.seek(-65536, 2)
-        return digest_json([stat.st_size, stat.st_mtime_ns, file.read().hex()])
+        return digest_json([stamp[0], stamp[1], file.read().hex()])
 
 
 def open_list(entry: Entry, path: Path) -> ListFile:
@@ -54,8 +64,7 @@ def open_list(entry: Entry, path: Path) -> ListFile:
 
     The last few are kept, as long as their files do not change: a worker reads many ranges of one file.
     """
-    stat = path.stat()
-    return _open_list(entry.model_dump_json(), path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return _open_list(entry.model_dump_json(), path, stamp_of(path))
 
 
 @lru_cache(maxsize=4)

@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from mmdata.engine.confine import limited_memory
+from mmdata.engine.worker_cache import context_of
 from mmdata.errors import MmdataError, PartitionError
-from mmdata.stages.verbs import Batch, Filter, Map, Resources, Split, Stage, WorkerContext
+from mmdata.stages.verbs import Batch, Filter, Map, Resources, Split, Stage
 from mmdata.storage import open_store
 
 OPEN_S = 600.0
@@ -113,7 +114,7 @@ def _serve(pipe: Connection) -> None:
 
 def _open(stage: Stage, url: str, allow: tuple[str, ...], exits: ExitStack) -> Callable[[Batch], Any]:
     assert isinstance(stage, Map | Filter | Split)
-    work: Callable[[Batch], Any] = stage.open(WorkerContext(open_store(url), allow, exits=exits))
+    work: Callable[[Batch], Any] = stage.open(context_of(stage, open_store(url), allow, exits))
     return work
 
 

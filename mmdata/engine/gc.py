@@ -1,8 +1,8 @@
 """Free what no kept generation refers to: old columns, payloads, corpora, and what killed attempts left behind.
 
-Kept are the finished generation that was asked for last, as many of the newest as the call says, and what is not finished.
-Columns are kept whole, by key and partition. A generation that goes is marked first, and records go before the data that they vouch for: a collection that is
-killed leaves a run folder that is sound, and the next goes on with it.
+Kept are the finished generation that was asked for last, as many of the newest as the call says, the newest that has a corpus,
+and what is not finished. Columns are kept whole, by key and partition. A generation that goes is marked first, and records go
+before the data that they vouch for: a collection that is killed leaves a run folder that is sound, and the next goes on with it.
 """
 
 import re
@@ -39,18 +39,18 @@ class Freed:
     bytes: int
 
 
-def collect(url: str, keep: int = 1, *, dry_run: bool = False) -> Freed:
+def collect(url: str, keep: int = 1, *, unfinished: bool = False, dry_run: bool = False) -> Freed:
     """Free everything but what `keep` finished generations need: the one asked for last, then the newest.
 
-    A dry run only says what that is.
+    With `unfinished` that includes what was begun and never finished. A dry run only says what would be freed.
     """
     run = RunStore(url)
     if run.owner() is None:
         raise ConfigError(f"{url}: not a run folder", hint="give the --run-dir of `mmdata run`")
     if dry_run:
-        return _find(run, keep)
+        return _find(run, keep, unfinished=unfinished)
     with Lease(run.store) as lease:
-        found = _find(run, keep)
+        found = _find(run, keep, unfinished=unfinished)
         for number in found.gone:
             run.store.create(f"generations/{number}.gone", b"")
         _show_newest(run)
@@ -62,9 +62,11 @@ def collect(url: str, keep: int = 1, *, dry_run: bool = False) -> Freed:
     return found
 
 
-def _find(run: RunStore, keep: int) -> Freed:
+def _find(run: RunStore, keep: int, *, unfinished: bool) -> Freed:
     finished, known = run.finished(), run.generations()
-    kept = [number for number in known if number in finished[-keep:] or number > max(finished, default=0)]
+    corpus = next((number for number in reversed(finished) if run.manifest(number)["corpus"] is not None), None)
+    wanted = {*finished[-keep:], corpus, *(() if unfinished else set(known) - set(finished))}
+    kept = [number for number in known if number in wanted]
     objects = list(_objects(run))  # first: what is listed later than this is not touched
     sets = {tuple(name.split("/")[1:3]) for name in objects if name.startswith("payload/") and name.count("/") == 3}
     used = {ASKED, NONCE, *(name for number in kept for name in _used(run, number, sets))}

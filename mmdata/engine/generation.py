@@ -18,11 +18,12 @@ def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: in
     located = plan.located()
     keys = plan_keys(located)
     ordered = tuple(keys[index] for index in sorted(keys))
-    known = {number: run.read_json(f"generations/{number}.json") for number in run.generations()}
-    numbers = {item["ident"]: item["number"] for facts in known.values() for item in facts["partitions"]}
+    every = {number: run.read_json(f"generations/{number}.json") for number in range(1, run.last_number() + 1)}
+    numbers = {item["ident"]: item["number"] for facts in every.values() for item in facts["partitions"]}
+    known = {number: every[number] for number in run.generations()}
     partitions = _partitions(located, limit, numbers)
     mine = (plan.digest, list(ordered), _cuts(located), [_partition_facts(partition) for partition in partitions])
-    number = max(known, default=0) + 1
+    number = max(every, default=0) + 1  # of those that gc freed too: their names are marked for good
     for candidate, facts in reversed(known.items()):
         if (facts["plan_digest"], facts["keys"], facts.get("cuts"), facts["partitions"]) == mine and not _gave_up(run, candidate):
             number = candidate
@@ -30,13 +31,18 @@ def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: in
     return Generation(number, located, partitions, allow), Job(run.store.url, number, "", located.to_json(), ordered, allow)
 
 
-def generation_facts(plan: Plan, generation: Generation, job: Job) -> dict[str, Any]:
+def generation_facts(plan: Plan, generation: Generation, job: Job, *, limited: bool) -> dict[str, Any]:
     """Return what a generation is asked, as its file says it."""
     return {
         "plan_digest": plan.digest, "keys": list(job.keys), "cuts": _cuts(generation.plan), "plan": plan.model_dump(mode="json"),
-        "located": generation.plan.model_dump(mode="json"), "allow": list(job.allow),
+        "located": generation.plan.model_dump(mode="json"), "allow": list(job.allow), "limited": limited,
         "partitions": [_partition_facts(partition) for partition in generation.partitions],
     }  # fmt: skip
+
+
+def asks_same(facts: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Say whether two generations' files ask for the same work."""
+    return all(facts.get(name) == mine[name] for name in ("plan_digest", "keys", "cuts", "partitions"))
 
 
 def _cuts(plan: Plan) -> list[int]:

@@ -5,6 +5,7 @@ keys of the columns and of the row space it reads. Keys hold inside one run fold
 """
 
 from mmdata.engine.task import Job
+from mmdata.errors import ConfigError
 from mmdata.plan import Plan, Step
 from mmdata.stages.verbs import Split
 from mmdata.storage import digest_json
@@ -18,7 +19,12 @@ def plan_keys(plan: Plan) -> dict[int, str]:
     keys = {SOURCE: short([source.identity() | {"version": source.version} for source in plan.source])}
     space = [keys[SOURCE]]
     for step in plan.steps:
-        keys[step.index] = _step_key(step, keys, space[step.space])
+        key = _step_key(step, keys, space[step.space])
+        if key in keys.values():
+            raise ConfigError(
+                f"`{step.stage.name}` stands twice in the plan with the same fields", hint="leave one of the two out"
+            )
+        keys[step.index] = key
         if isinstance(step.stage, Split):
             space.append(keys[step.index])
     return keys

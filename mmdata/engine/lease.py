@@ -51,7 +51,7 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
-        self._thread.join()
+        self._thread.join(STILL_S)  # a disk that does not answer must not hold the end up
         with suppress(OSError, RunError):  # a full disk: the process' end says the same
             self.store.put(f"lease/{self.epoch}.end", b"")
 
@@ -67,11 +67,8 @@ class Lease:
         return highest(self.store, "lease/{}")
 
     def _ended(self, epoch: int) -> bool:
-        if self.store.exists(f"lease/{epoch}.end"):
+        if has_ended(self.store, epoch):
             return True
-        holder = self._holder(epoch)
-        if holder["host"] == host() and holder["start"] and started(holder["pid"]) != holder["start"]:
-            return True  # where the kernel tells when a process started
         seen, since = self._counter(epoch), self.clock.monotonic()
         while self.clock.monotonic() - since < STILL_S:
             self.clock.sleep(BEAT_S / 2)
@@ -79,15 +76,8 @@ class Lease:
                 return False
         return True
 
-    def _holder(self, epoch: int) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(self.store.read(f"lease/{epoch}"))
-        except ValueError:  # damaged: only the counter can tell
-            return {"host": "an unknown machine", "pid": 0, "start": ""}
-        return found
-
     def _describe(self, epoch: int) -> str:
-        holder = self._holder(epoch)
+        holder = _holder(self.store, epoch)
         return f"process {holder['pid']} on {holder['host']}"
 
     def _counter(self, epoch: int) -> bytes:
@@ -102,3 +92,20 @@ class Lease:
                 self.store.put(f"lease/{self.epoch}.beat", str(count).encode())
                 if not self.store.exists(f"lease/{self.epoch + 1}"):
                     self._beaten = self.clock.monotonic()
+
+
+def has_ended(store: Store, epoch: int) -> bool:
+    """Say whether the holder of a lease is known to have ended: it said so, or was a process of this machine that is gone."""
+    if store.exists(f"lease/{epoch}.end"):
+        return True
+    holder = _holder(store, epoch)
+    here = holder["host"] == host() and bool(holder["start"])  # where the kernel tells when a process started
+    return here and started(holder["pid"]) != holder["start"]
+
+
+def _holder(store: Store, epoch: int) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(store.read(f"lease/{epoch}"))
+    except ValueError:  # damaged: only the counter can tell
+        return {"host": "an unknown machine", "pid": 0, "start": ""}
+    return found

@@ -16,11 +16,11 @@ from mmdata.clock import Clock
 from mmdata.engine.facts import State
 from mmdata.engine.floors import check_floors
 from mmdata.engine.forecast import Forecast, forecast
-from mmdata.engine.generation import find_generation, generation_facts
+from mmdata.engine.generation import asks_same, find_generation, generation_facts
 from mmdata.engine.lease import Lease
 from mmdata.engine.ledger import by_stage, funnel
 from mmdata.engine.metrics import serve_metrics
-from mmdata.engine.passes import num_buckets
+from mmdata.engine.passes import num_buckets, num_scattered
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
@@ -91,7 +91,7 @@ class Runner:
             self.run.store.probe()
             self.run.settle("")  # `run.json` may be of a run that was killed
             self._clear_temps()
-            job = self._open_generation(generation, job)
+            generation, job = self._open_generation()
             progress = None if quiet else self._progress(generation)
             budget = self.plan.budget if self.budget is None else self.budget
             scheduler = Scheduler(self.run, generation, job, executor, progress, budget, self.clock, lease.check)
@@ -105,6 +105,7 @@ class Runner:
         why = ""
         try:
             scheduler.segments()
+            scheduler.ledger.check(scheduler.budget)  # also where every task was done by a call before
             sunk = self._sink(scheduler)
             assert sunk is not None
             corpus, made = sunk
@@ -130,8 +131,7 @@ class Runner:
     def _finish(self, generation: Generation, scheduler: Scheduler, corpus: str | None, made: Any) -> None:  # noqa: ANN401
         plan, total = generation.plan, funnel(list(scheduler.heads.values()))
         if corpus is not None and plan.sink is not None:
-            columns = {name: _meaning(column) for name, column in plan.fields.items() if not name.startswith("_")}
-            facts = Finish(plan.name, self.plan.digest, total, self._licences(), columns, made[2], plan.trusted)
+            facts = Finish(plan.name, self.plan.digest, total, plan.licences, plan.meanings, made[2], plan.trusted)
             plan.sink.finish(self.run.store, corpus, made[1], facts)
         show_newest(self.run, generation.number, corpus, total)
         self.run.store.put(f"facts/{generation.number}.json", json.dumps(scheduler.times, indent=1).encode())
@@ -158,10 +158,17 @@ class Runner:
         names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
         return [(names[stage], reason, num) for stage, reason, num in by_stage(list(scheduler.heads.values()))]
 
-    def _open_generation(self, generation: Generation, job: Job) -> Job:
-        """Write what is asked, unless it was before; return the job with the digest of what stands there."""
-        self.run.create_generation(generation.number, generation_facts(self.plan, generation, job))
-        return replace(job, digest=digest_bytes(self.run.store.read(f"generations/{generation.number}.json")))
+    def _open_generation(self) -> tuple[Generation, Job]:
+        """Write what is asked, unless it was before; return it, and the job with the digest of what stands there.
+
+        Which generation it is must be found out by the holder of the lease: another run may have started and ended since.
+        """
+        generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
+        facts = generation_facts(self.plan, generation, job, limited=self.limit is not None)
+        name = f"generations/{generation.number}.json"
+        if not self.run.create_generation(generation.number, facts) and not asks_same(self.run.read_json(name), facts):
+            raise BusyError(f"{self.url}: another run has just asked for generation {generation.number}", hint="run it again")
+        return generation, replace(job, digest=digest_bytes(self.run.store.read(name)))
 
     def _manifested(self, generation: Generation, look: Scheduler) -> bool:
         if not self.run.store.exists(f"manifest/{generation.number}.json"):
@@ -173,14 +180,11 @@ class Runner:
         passes = sum(isinstance(step.stage, GlobalFilter) for step in plan.steps) + bool(plan.sink)
         labels = ["source", *(step.stage.name for step in plan.steps)]
         labels += [] if plan.sink is None else [f"sink {plan.sink.name}"]
-        total = num * len(plan.segments) + passes * (num + num_buckets(num))
+        total = num * len(plan.segments) + passes * (num_scattered(generation) + num_buckets(num))
         return Progress(self.run.store, plan.name, labels, total, clock=self.clock, partitions=num)
 
     def _serving(self, progress: Progress | None) -> AbstractContextManager[object]:
         return nullcontext() if progress is None or self.metrics is None else serve_metrics(progress.facts, self.metrics)
-
-    def _licences(self) -> dict[str, str]:
-        return {name: licence for source in self.plan.source for name, licence in source.licences().items()}
 
     def _clear_temps(self) -> None:
         """Remove what killed writers left; only the holder of the lease may."""
@@ -212,8 +216,3 @@ def point(run: RunStore, name: str, target: str) -> None:
 def _heads(generation: Generation, scheduler: Scheduler) -> list[str | None]:
     """Return the key of each partition's last record, null for one that was given up."""
     return [scheduler.heads[unit]["key"] if unit in scheduler.heads else None for unit in range(len(generation.partitions))]
-
-
-def _meaning(column: Any) -> str:  # noqa: ANN401 - a pyarrow field
-    data = {key.decode(): value.decode() for key, value in (column.metadata or {}).items()}
-    return f"{data.get('meaning', 'carried')} [{data.get('unit', str(column.type))}]"

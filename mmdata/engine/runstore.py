@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdata.engine.state import read_parquet
-from mmdata.errors import ConfigError, RunError
+from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
 from mmdata.stages.verbs import SourceSlice
@@ -94,10 +94,13 @@ class RunStore:
             f"{self.url}/{name} is damaged: {error}", hint="restore it from a copy, or delete the run folder and run again"
         )
 
+    def last_number(self) -> int:
+        """Return the highest number that a generation ever had, 0 for none; numbers are never given out twice."""
+        return highest(self.store, "generations/{}.json")
+
     def generations(self) -> list[int]:
         """Return the numbers of the generations that were asked for and not freed, ascending."""
-        last = highest(self.store, "generations/{}.json")
-        return [number for number in range(1, last + 1) if not self.store.exists(f"generations/{number}.gone")]
+        return [number for number in range(1, self.last_number() + 1) if not self.store.exists(f"generations/{number}.gone")]
 
     def keys(self, number: int) -> dict[int, str]:
         """Return the keys that a generation's source and steps had when it was asked for, by index.
@@ -111,10 +114,14 @@ class RunStore:
         return dict(enumerate(found, start=-1))
 
     def finished(self) -> list[int]:
-        """Return the numbers of the generations that have a manifest: ascending, but the one that was asked for last is last."""
+        """Return the numbers of the generations that have a manifest: ascending, but the one that was asked for last is last.
+
+        One of a call that looked at a part of the source (`--limit`) never counts as that.
+        """
         numbers = [number for number in self.generations() if self.store.exists(f"manifest/{number}.json")]
         asked = int(self.store.read(ASKED)) if self.store.exists(ASKED) else 0
-        return sorted(numbers, key=lambda number: (number == asked, number))
+        limited = {number for number in numbers if self.read_json(f"generations/{number}.json").get("limited")}
+        return sorted(numbers, key=lambda number: (number not in limited, number == asked, number))
 
     def note_asked(self, number: int) -> None:
         """Note which generation was asked for last: whoever goes back to an earlier plan means that one from then on."""
@@ -145,8 +152,10 @@ class RunStore:
         """Create the next column file of a key and partition."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
+        name = f"columns/{key}/{ident}.{number}.parquet"
         with step("columns"):
-            self.store.create_same(f"columns/{key}/{ident}.{number}.parquet", buffer.getvalue())
+            if not self.store.create(name, buffer.getvalue()):
+                raise PartitionError(f"{self.url}/{name}: another attempt has got there first; the next goes on from it")
 
     def settle(self, folder: str) -> None:
         """Let the names in a folder reach the disk: one that was found may be of a writer killed before it saw to that."""
@@ -212,10 +221,10 @@ class RunStore:
         """Open a file for Arrow: one of its own where it can be, since a Python file in its threads ends a process badly."""
         return pa.OSFile(str(self.store.path(name))) if isinstance(self.store, LocalStore) else self.store.open(name)
 
-    def create_generation(self, number: int, facts: dict[str, Any]) -> None:
-        """Write what a run is asked, before it starts."""
+    def create_generation(self, number: int, facts: dict[str, Any]) -> bool:
+        """Write what a run is asked, before it starts; return False where something else stands there."""
         with step("generation"):
-            self.store.create(f"generations/{number}.json", _json(facts))
+            return self.store.create(f"generations/{number}.json", _json(facts))
 
     def create_manifest(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a generation came to; nothing is written after it."""

@@ -256,12 +256,13 @@ class Scheduler:
         if again:
             deadline = task.deadline_s * (1 if task.careful or task.kind == "pass" else _CARE)
             return replace(task, careful=task.kind == "segment", deadline_s=deadline)
-        message = f"{task.label}, partition {task.unit}: failed {TRIES} times; last: {error}"
+        unit = "partition" if task.kind == "segment" else "unit"
+        message = f"{task.label}, {unit} {task.unit}: failed {TRIES} times; last: {error}"
         if task.kind == "segment" and len(self.failed) < self.budget.failed_partitions:
             self.failed[task.unit] = message
             self.ledger.forget(task.unit)
             return None
-        allowed = self.budget.failed_partitions
+        allowed = self.budget.failed_partitions if task.kind == "segment" else 0  # nobody can go on without a pass
         raise RunError(
             message if not allowed else f"budget: more than {allowed} partitions failed; the last: {message}",
             hint="mend the cause and run the same command: finished tasks are not done again",

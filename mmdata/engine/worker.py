@@ -58,9 +58,9 @@ def run_task(task: Task, *, confine: bool = True) -> TaskReport:
     With `confine` the calls of stages are held to what their resources say, if need be by ending this process.
     """
     started = time.monotonic()
-    generation = _generation(task.job)
     seconds: dict[int, float] = {}
     try:
+        generation = _generation(task.job)
         record = _segment(task, generation, seconds, confine=confine) if task.kind == "segment" else _pass(task, generation)
     except MmdataError:
         raise

@@ -96,7 +96,7 @@ class ProcessExecutor:
         for worker in self._workers:
             if worker.task is not None:
                 _kill(worker.process)
-            worker.thread.join()
+            worker.thread.join(STOPPED_S)  # a worker in a call to a disk that does not answer cannot even be killed
 
     def _feed(self, worker: _Worker) -> None:
         while (item := self._queue.get()) is not None:

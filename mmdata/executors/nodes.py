@@ -25,7 +25,10 @@ _TEXT = 1000
 
 @dataclass(frozen=True)
 class View:
-    """What a node sees: the nonce of the run folder, which versions are installed, whether its cluster asks for a token."""
+    """What a node sees: the nonce of the run folder, which versions are installed, whether its cluster asks for a token.
+
+    As what a node must see, `token` says whether it must ask for one.
+    """
 
     nonce: str | None
     versions: dict[str, str | None]
@@ -100,11 +103,10 @@ def compare(node: str, run: str, mine: View, theirs: View, *, token: bool) -> No
         )
 
 
-def answer(task: Task, nonce: str) -> TaskReport | MmdataError:
+def answer(task: Task, must: View) -> TaskReport | MmdataError:
     """Do a task. Errors are values: they keep their type, and a text of bounded length, that way."""
     try:
-        if not _sees(task.job.run, nonce):
-            return _unseen(platform.node(), task.job.run)
+        _check_self(task.job.run, must.nonce, tuple(must.versions.items()), must.token)
         return run_task(task)
     except MmdataError as error:
         error.message = error.message[:_TEXT]
@@ -121,9 +123,9 @@ def brief(error: BaseException) -> str:
 
 
 @cache
-def _sees(run: str, nonce: str) -> bool:
-    """Say whether this worker sees the run folder: its node may have joined after all were asked."""
-    return look(run).nonce == nonce
+def _check_self(run: str, nonce: str | None, versions: tuple[tuple[str, str | None], ...], token: bool) -> None:
+    """Refuse this worker's own node, once a worker: it may have joined after all were asked."""
+    compare(platform.node(), run, View(nonce, dict(versions), token), look(run), token=token)
 
 
 def _unseen(node: str, run: str) -> RunError:

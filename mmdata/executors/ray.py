@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmdata.engine.task import Task, TaskReport
 from mmdata.errors import MmdataError, PartitionError, RunError
-from mmdata.executors.nodes import answer, brief, check_version, compare, is_loopback, listens, look, needs_token, write_nonce
+from mmdata.executors.nodes import (
+    View,
+    answer,
+    brief,
+    check_version,
+    compare,
+    is_loopback,
+    listens,
+    look,
+    needs_token,
+    write_nonce,
+)
 from mmdata.executors.reaper import children, reaping
 from mmdata.executors.seats import Seat, Seats
 
@@ -43,8 +54,8 @@ _SILENCE_S = 20.0  # after 60 Ray ends the driver's process itself
 class _Actor:
     """A worker that keeps its models between tasks; what it needs to know of a task it reads from the run folder."""
 
-    def run(self, task: Task, nonce: str) -> TaskReport | MmdataError:
-        return answer(task, nonce)
+    def run(self, task: Task, view: View) -> TaskReport | MmdataError:
+        return answer(task, view)
 
 
 @dataclass(eq=False)
@@ -52,7 +63,7 @@ class _Flight:
     """An attempt at a task."""
 
     task: Task
-    nonce: str
+    view: View
     done: Future[TaskReport]
     ref: Any = None
     seat: Seat | None = None
@@ -77,14 +88,16 @@ class RayExecutor:
         self._workers = workers
         self._seats = Seats(1, self._make_actor, ray.kill)
         self._look()
+        if address is not None:  # what was called 127.0.0.1 may listen for everybody
+            self._token = self._asks_token()
         self._task = ray.remote(max_retries=0)(answer)
         self._actor = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
         self._waiting: list[_Flight] = []
         self._flights: dict[str, _Flight] = {}
-        self._nonces: dict[str, str] = {}
+        self._views: dict[str, View] = {}
         self._gone: RunError | None = None
         self._closed = threading.Event()
-        self._todo: queue.SimpleQueue[tuple[_Flight, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[_Flight | None, Callable[[], None]] | None] = queue.SimpleQueue()
         self._hand = threading.Thread(target=self._work, name="ray-work", daemon=True)
         self._hand.start()
         threading.Thread(target=self._knock, name="ray-knock", daemon=True).start()
@@ -93,10 +106,10 @@ class RayExecutor:
         """Send the task to a worker, or to an actor when it holds a model."""
         if self._gone is not None:
             raise self._gone
-        if task.job.run not in self._nonces:
-            self._nonces[task.job.run] = self._check_nodes(task.job.run)
+        if task.job.run not in self._views:
+            self._views[task.job.run] = self._check_nodes(task.job.run)
         self._check_room(task)
-        flight = _Flight(task, self._nonces[task.job.run], Future())
+        flight = _Flight(task, self._views[task.job.run], Future())
         self._flights[task.name] = flight
         self._todo.put((flight, partial(self._launch, flight)))
         return flight.done
@@ -123,7 +136,7 @@ class RayExecutor:
             self._waiting.append(flight)
             self._seat_waiting()
         else:
-            self._follow(flight, self._task.options(num_cpus=flight.task.cpus).remote(flight.task, flight.nonce))
+            self._follow(flight, self._task.options(num_cpus=flight.task.cpus).remote(flight.task, flight.view))
 
     def _seat_waiting(self) -> None:
         """Give actors to those that wait, first where one of their size is idle."""
@@ -131,7 +144,7 @@ class RayExecutor:
             flight.seat = self._seats.take(flight.task.gpus)
             if flight.seat is not None:
                 self._waiting.remove(flight)
-                self._follow(flight, flight.seat.handle.run.remote(flight.task, flight.nonce))
+                self._follow(flight, flight.seat.handle.run.remote(flight.task, flight.view))
 
     def _make_actor(self, gpus: float) -> Any:  # noqa: ANN401 - Ray's handle
         # Without GPUs it needs a free CPU to start and none from then on: idle actors must not starve tasks.
@@ -154,6 +167,7 @@ class RayExecutor:
             self._seats.leave(flight.seat)
         elif flight.seat is not None:
             self._seats.lose(flight.seat)
+            self._seats.clear()  # its node may be gone, and with it those that are idle there
         self._seat_waiting()
 
     def _stop(self, flight: _Flight) -> None:
@@ -183,14 +197,18 @@ class RayExecutor:
             try:
                 act()
             except Exception as error:  # noqa: BLE001 - a thread that dies would leave the run waiting for ever
-                self._settle(flight, PartitionError(f"{flight.task.label}: {brief(error)}"))
+                if flight is not None:
+                    self._settle(flight, PartitionError(f"{flight.task.label}: {brief(error)}"))
 
     def _knock(self) -> None:
-        """Give all tasks up when nobody has answered at the head's port for a while."""
-        heard = time.monotonic()
+        """Give all tasks up when nobody has answered at the head's port for a while; have new nodes looked for meanwhile."""
+        heard = looked = time.monotonic()
         while not self._closed.wait(_BEAT_S):
             if listens(self.address):
                 heard = time.monotonic()
+                if heard - looked > _LOOK_S:
+                    looked = heard
+                    self._todo.put((None, self._look))
             elif time.monotonic() - heard > _SILENCE_S:
                 hint = "start it again, or another; the same command resumes"
                 self._gone = RunError(f"the Ray cluster at {self.address} is gone", hint=hint)
@@ -206,6 +224,14 @@ class RayExecutor:
         self._seats.slots, self._seats.total_gpus = self.slots, self._total("GPU")
         self._looked, self._doubt = time.monotonic(), False
 
+    def _asks_token(self) -> bool:
+        try:
+            asked = [needs_token(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", os.environ) for node in ray.nodes()]
+        except MmdataError:
+            self._exits.close()
+            raise
+        return any(asked)
+
     def _total(self, resource: str) -> float:
         return float(sum(node["Resources"].get(resource, 0) for node in self._nodes))
 
@@ -213,16 +239,24 @@ class RayExecutor:
         """Refuse what would wait for ever, from the start or since a node died."""
         if (self._doubt or time.monotonic() - self._looked > _LOOK_S) and listens(self.address):
             self._look()
-        sizes = [node["Resources"] for node in self._nodes]
-        if not any(size.get("CPU", 0) >= task.cpus and size.get("GPU", 0) >= task.gpus for size in sizes):
+        until = time.monotonic() + (_NODE_S if self._workers else 0.0)  # an autoscaler may be starting them
+        while not self._has_room(task) and time.monotonic() < until:
+            time.sleep(_BEAT_S)
+            self._look()
+        if not self._has_room(task):
             raise RunError(
                 f"{task.label}: no node of the Ray cluster at {self.address} has {task.cpus} CPUs and {task.gpus:g} GPUs",
                 hint="start such a node or ask for less in the stage's `resources`; the same command resumes",
             )
 
-    def _check_nodes(self, run: str) -> str:
-        """Let every node read a nonce from the run folder; return it."""
-        nonce, probe = write_nonce(run), ray.remote(num_cpus=0, max_retries=0)(look)
+    def _has_room(self, task: Task) -> bool:
+        sizes = [node["Resources"] for node in self._nodes]
+        return any(size.get("CPU", 0) >= task.cpus and size.get("GPU", 0) >= task.gpus for size in sizes)
+
+    def _check_nodes(self, run: str) -> View:
+        """Let every node read a nonce from the run folder; return what each must see, those too that join later."""
+        write_nonce(run)
+        probe = ray.remote(num_cpus=0, max_retries=0)(look)
         mine, until, refs = look(run), time.monotonic() + _NODE_S, {}
         for node in self._nodes:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -237,7 +271,7 @@ class RayExecutor:
                     raise RunError(f"node {name} does not work: {brief(error)}", hint="is mmdata installed on it?") from error
             else:
                 compare(name, run, mine, theirs, token=self._token)
-        return nonce
+        return replace(mine, token=self._token)
 
 
 @contextmanager

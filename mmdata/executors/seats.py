@@ -37,7 +37,8 @@ class Seats:
         if found is not None:
             self.idle.remove(found)
             return found
-        while not self._has_room(gpus) and self.idle:
+        # Room is counted over all nodes; several GPUs must be on one, so there the idle ones make way in any case.
+        while (not self._has_room(gpus) or gpus > 1) and self.idle:
             self.end(self.lose(self.idle[0]).handle)
         if not self._has_room(gpus):
             return None
@@ -54,6 +55,11 @@ class Seats:
         if seat in self.idle:
             self.idle.remove(seat)
         return seat
+
+    def clear(self) -> None:
+        """End all idle actors."""
+        while self.idle:
+            self.end(self.lose(self.idle[0]).handle)
 
     def has_idle(self, gpus: float) -> bool:
         """Say whether an actor of this size is idle."""

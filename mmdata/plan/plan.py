@@ -83,11 +83,15 @@ class Plan(Model):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything in the plan but resources, its budget, and where its source's files happen to lie."""
+        """SHA-256 of everything in the plan but resources, its budget, and where its source's files happen to lie.
+
+        Licences and the meanings of columns belong to it: a corpus tells them.
+        """
         places = [[source.label(), source.identity()] for source in self.source]
         stages = [[stage.name, stage.version, stage.model_dump(mode="json", exclude=stage.not_in_key)] for stage in self.stages]
         sink = None if self.sink is None else spell(self.sink)
-        return digest_json({"name": self.name, "source": places, "stages": stages, "sink": sink})
+        told = {"licences": self.licences, "columns": self.meanings}
+        return digest_json({"name": self.name, "source": places, "stages": stages, "sink": sink, **told})
 
     def to_json(self) -> str:
         """Return the plan as JSON that `Plan.from_json` reads."""
@@ -105,6 +109,16 @@ class Plan(Model):
         for stage in self.stages:
             found |= {field.name: field for field in written(stage)}
         return found
+
+    @cached_property
+    def licences(self) -> dict[str, str]:
+        """The licence of every entry of its sources."""
+        return {name: licence for source in self.source for name, licence in source.licences().items()}
+
+    @cached_property
+    def meanings(self) -> dict[str, str]:
+        """What every column holds that a corpus tells of, with its unit."""
+        return {name: _meaning(column) for name, column in self.fields.items() if not name.startswith("_")}
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -168,6 +182,11 @@ class Plan(Model):
             raise ConfigError(
                 "no stage looks at the source's images, so broken ones would reach the corpus", hint="add `measure`"
             )
+
+
+def _meaning(column: pa.Field) -> str:
+    data = {key.decode(): value.decode() for key, value in (column.metadata or {}).items()}
+    return f"{data.get('meaning', 'carried')} [{data.get('unit', str(column.type))}]"
 
 
 def spell(item: Definition) -> dict[str, Any]:

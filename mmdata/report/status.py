@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from mmdata.clock import Clock
 from mmdata.engine import RunStore
 from mmdata.engine.facts import FORMAT, STATUS, Facts, StageFacts, counted, duration, error_line, size, time_left
+from mmdata.engine.lease import has_ended
 from mmdata.engine.runstore import highest
 from mmdata.errors import ConfigError
 
@@ -48,7 +49,8 @@ def read_status(url: str, clock: Clock | None = None) -> Status:
         raise ConfigError(f"{url}: not a run folder", hint="give the --run-dir of `mmdata run`")
     facts = _progress(run)
     heard = None if facts is None else max((clock or Clock()).wall() - facts["updated_wall"], 0.0)
-    ended = run.store.exists(f"lease/{highest(run.store, 'lease/{}')}.end")
+    epoch = highest(run.store, "lease/{}")
+    ended = epoch > 0 and has_ended(run.store, epoch)
     return {
         "plan": owner["plan"], "source": owner["source"], "progress": facts,
         "at_work": facts is not None and facts["state"] == "running" and not ended,

@@ -16,7 +16,7 @@ import xxhash
 from mmdata.errors import RunError
 from mmdata.schema import PAYLOAD
 from mmdata.shards.corpus import BLOCK_DTYPE, ID_DTYPE, KINDS, SAMPLE_DTYPE, SUFFIXES, TAR_BLOCK
-from mmdata.shards.tar import Member, TarFile, member_bytes, tar_bytes
+from mmdata.shards.tar import BLOCK, RECORD, Member, TarFile, member_bytes, tar_bytes
 from mmdata.storage import Store, digest_bytes, digest_file, open_store
 
 BLOCK_TYPE = pa.struct([
@@ -79,19 +79,24 @@ def borders(sizes: pa.Table, max_samples: int, max_bytes: int) -> pa.Table:
     sizes    `split`, `order`, `bytes` of every sample
     returns  one row a shard, UNIT_FIELDS: split, first and last order, number of samples, size of the tar
     """
-    units: list[dict[str, int]] = []
-    table = sizes.sort_by([("split", "ascending"), ("order", "ascending")])
-    columns = [table.column(name).to_pylist() for name in ("split", "order", "bytes")]
-    for split, order, size in zip(*columns, strict=True):
-        unit = units[-1] if units and units[-1]["split"] == split else None
-        full = unit is None or unit["samples"] >= max_samples or tar_bytes(unit["bytes"] + size) > max_bytes
-        if unit is None or (full and order != unit["last"]):
-            units.append({"split": split, "first": order, "last": order, "samples": 1, "bytes": size})
-        else:
-            unit.update(last=order, samples=unit["samples"] + 1, bytes=unit["bytes"] + size)
-    for unit in units:
-        unit["bytes"] = tar_bytes(unit["bytes"])
-    return pa.Table.from_pylist(units, schema=pa.schema(UNIT_FIELDS))
+    split, order, size = (sizes.column(name).to_numpy() for name in ("split", "order", "bytes"))
+    ranks = np.lexsort((order, split))
+    split, order, size = split[ranks], order[ranks], size[ranks]
+    apart = (split[1:] != split[:-1]) | (order[1:] != order[:-1])
+    groups = np.append(np.flatnonzero(apart) + 1, len(split))  # where a border may stand
+    total = np.concatenate([[0], np.cumsum(size)])
+    most = max_bytes // RECORD * RECORD - 2 * BLOCK  # what a tar of that size holds
+    units: list[tuple[int, ...]] = []
+    start = 0
+    while start < len(split):
+        by_bytes = int(np.searchsorted(total, total[start] + most, side="right")) - 1
+        full = max(start + 1, min(start + max_samples, by_bytes))
+        stop = min(int(groups[np.searchsorted(groups, full)]), int(np.searchsorted(split, split[start], side="right")))
+        units.append((split[start], order[start], order[stop - 1], stop - start, tar_bytes(int(total[stop] - total[start]))))
+        start = stop
+    columns = zip(*units, strict=True) if units else [()] * len(UNIT_FIELDS)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, UNIT_FIELDS, strict=True)]
+    return pa.table(arrays, pa.schema(UNIT_FIELDS))
 
 
 def choose(records: pa.Table, unit: dict[str, Any]) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 import pyarrow as pa
 from pydantic import model_validator
 
-from mmdata.stages.verbs import Batch, Filter, FilterFn, WorkerContext, judged
+from mmdata.stages.verbs import QUICK, Batch, Filter, FilterFn, Resources, WorkerContext, judged
 
 
 class Keep(Filter):
@@ -14,6 +14,7 @@ class Keep(Filter):
     name: ClassVar[str] = "keep"
     cheap: ClassVar[bool] = True
 
+    resources: Resources = QUICK
     column: str
     at_least: float | None = None
     at_most: float | None = None

@@ -77,6 +77,8 @@ class Catalog(Source):
     def read(self, part: SourceSlice) -> pa.Table:
         """Return the rows of one slice."""
         origin = Origin(self.entry, part.file, part.start)
+        if not part.digest.startswith(_LEFT_OUT) and file_digest(self.root / part.file) != part.digest:
+            raise _changed(self.root / part.file)
         list_file = open_list(self.definition, self.root / part.file)
         try:
             if not part.digest.startswith(_LEFT_OUT):
@@ -141,8 +143,10 @@ class Folder(Source):
 
     def read(self, part: SourceSlice) -> pa.Table:
         """Return one row an image, in order of the names."""
-        names = self._names()[part.start : part.stop]
-        rows = [self._row(name) for name in names]
+        names = self._names()
+        if self._digest(names[part.start : part.start + self.partition_rows]) != part.digest:  # a `--limit` may have cut it
+            raise _changed(Path(self.path))
+        rows = [self._row(name) for name in names[part.start : part.stop]]
         schema = pa.schema([*self.fields(), pa.field(OUTCOME, pa.string())])
         return pa.Table.from_pylist(rows, schema=schema)
 
@@ -184,6 +188,11 @@ class Folder(Source):
             "payload": payload,
             OUTCOME: None,
         }
+
+
+def _changed(path: Path) -> RunError:
+    hint = "let it be still, then run the same command: what is done of what did not change is kept"
+    return RunError(f"{path}: it has changed since this run began", hint=hint)
 
 
 def _texts_of(image: Path) -> list[Path]:

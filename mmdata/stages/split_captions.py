@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from mmdata.stages.verbs import Batch, Split, SplitFn, WorkerContext
+from mmdata.stages.verbs import QUICK, Batch, Resources, Split, SplitFn, WorkerContext
 
 
 class SplitCaptions(Split):
@@ -15,6 +15,8 @@ class SplitCaptions(Split):
     """
 
     name: ClassVar[str] = "split_captions"
+
+    resources: Resources = QUICK
 
     def reads(self) -> tuple[str, ...]:
         """Read the text, the further captions, and whether the row is a block of a document."""

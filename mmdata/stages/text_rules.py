@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from mmdata.stages.verbs import Batch, Filter, FilterFn, WorkerContext, judged
+from mmdata.stages.verbs import QUICK, Batch, Filter, FilterFn, Resources, WorkerContext, judged
 
 
 class TextRules(Filter):
@@ -18,6 +18,7 @@ class TextRules(Filter):
     name: ClassVar[str] = "text_rules"
     cheap: ClassVar[bool] = True
 
+    resources: Resources = QUICK
     min_words: Annotated[int, Field(ge=0)] = 1
     max_words: Annotated[int, Field(ge=1)] = 10_000
     min_chars: Annotated[int, Field(ge=0)] = 1

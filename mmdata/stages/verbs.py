@@ -50,6 +50,9 @@ class Resources(Model):
         return max(self.call_s, self.row_s * rows)
 
 
+QUICK = Resources(row_s=0.05)  # for stages that look at columns alone: what hangs in them is found in minutes
+
+
 @dataclass
 class WorkerContext:
     """What a worker lends to the stages it opens; `enter` keeps a context open as long as the worker lives."""

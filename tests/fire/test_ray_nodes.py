@@ -1,8 +1,10 @@
 """Ray: what is asked of a cluster before it gets work, what ours opens, and who sits on its actors."""
 
 import json
+import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from mmdata.engine import Task
 from mmdata.engine.task import Job
 from mmdata.errors import ConfigError, RunError
-from mmdata.executors.nodes import PACKAGES, View, answer, check_version, compare, needs_token, write_nonce
+from mmdata.executors.nodes import PACKAGES, View, answer, check_version, compare, look, needs_token, write_nonce
 from mmdata.executors.seats import Seats, share
 from tests.fire.ray_cluster import environment, listening, session, wait_for
 from tests.fire.ray_drivers import Figure, Home, finish, start
@@ -92,7 +94,17 @@ def test_a_worker_does_nothing_in_a_folder_that_is_not_the_runs(tmp_path: Path) 
     run = str(tmp_path)
     write_nonce(run)
     task = Task(Job(run, 1, "", "", (), ()), "segment", 0, 0, "key")
-    assert "does not see the run folder" in str(answer(task, "another nonce"))
+    assert "does not see the run folder" in str(answer(task, replace(look(run), nonce="another")))
+
+
+def test_a_worker_of_a_node_that_joined_later_is_compared_too(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    write_nonce(run)
+    must = look(run)
+    task = Task(Job(run, 1, "", "", (), ()), "segment", 0, 0, "key")
+    said = answer(task, replace(must, versions=must.versions | {"pillow": "1"}))
+    assert re.search(r"has pillow [\d.]+, not 1", str(said))
+    assert "was started without RAY_AUTH_MODE=token" in str(answer(task, replace(must, token=True)))
 
 
 def test_nobody_at_the_address_is_said_at_once(tmp_path: Path) -> None:
