@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from mmdata.cli import demo, explain, gc, plan, run, sample, schema, status, train, verify
+from mmdata.cli import demo, explain, failures, gc, plan, retry, run, sample, schema, status, train, verify
 from mmdata.errors import MmdataError, printable
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (run, plan, status, explain, verify, gc, train, sample, demo, schema):
+for module in (run, plan, status, explain, failures, retry, verify, gc, train, sample, demo, schema):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 
 

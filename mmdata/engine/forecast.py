@@ -79,7 +79,7 @@ def forecast(run: RunStore, generation: Generation, job: Job) -> Forecast:
         if first == len(plan.segments):
             continue
         state = None if head is None else State.from_bytes(run.state_of(head))
-        walk = _Walk(PartitionView(run, plan, keys_of(job), partition), look.verdicts, state)
+        walk = _Walk(PartitionView(run, plan, keys_of(job), partition, generation.retries), look.verdicts, state)
         if head is None:
             unread -= walk.read(may=unread > 0)
         for segment in plan.segments[first:]:

@@ -78,11 +78,11 @@ def _find(run: RunStore, keep: int, *, unfinished: bool) -> Freed:
 def _used(run: RunStore, number: int, sets: Set[tuple[str, ...]]) -> Iterator[str]:
     """Yield the units that a generation refers to; `sets` are key and folder of the payloads that there are."""
     yield from (f"manifest/{number}.json", f"facts/{number}.json")
-    heads, passes = _results(run, number)
+    tasks, passes = _results(run, number)
     for key in passes:
         yield from (f"passes/{key}", f"corpora/{key}")
-    for head in heads:
-        for record in run.records(head):
+    for key in tasks:
+        for record in run.records(key):
             yield from (f"tasks/{record['key']}.json", f"tasks/{record['key']}.{record['state'][:16]}.parquet")
     folders = {key: [name for home, name in sets if home == key] for key in run.keys(number).values()}
     for item in run.read_json(f"generations/{number}.json")["partitions"]:
@@ -92,17 +92,22 @@ def _used(run: RunStore, number: int, sets: Set[tuple[str, ...]]) -> Iterator[st
                 yield from _shards(run, key, item, mine)
 
 
-def _results(run: RunStore, number: int) -> tuple[list[str], list[str]]:
-    """Return the keys of a generation's last records and of its passes; of an unfinished one, as far as it is."""
-    if run.store.exists(f"manifest/{number}.json"):
-        facts = run.manifest(number)
-        return [head for head in facts["heads"] if head is not None], facts["passes"]
+def _results(run: RunStore, number: int) -> tuple[set[str], set[str]]:
+    """Return the keys of a generation's records and of its passes; of an unfinished one, as far as it is.
+
+    The same call looks for all of these, and not only for what the last records name as those before them: where two rounds
+    came to the same, what followed was done once, and names the first.
+    """
     generation = load_generation(run.url, number)
     job = Job(run.url, number, "", "", tuple(run.keys(number).values()), generation.allow)
-    look = Scheduler(run, generation, job, None)
+    look = Scheduler(run, generation, job, None, found=set())
     if look.segments() and generation.plan.sink is not None:
         look.sink()
-    return [head["key"] for head in look.heads.values()], sorted(look.passes)
+    tasks, passes = look.found or set(), look.passes
+    if run.store.exists(f"manifest/{number}.json"):
+        facts = run.manifest(number)
+        tasks, passes = tasks | {head for head in facts["heads"] if head is not None}, passes | set(facts["passes"])
+    return tasks, passes
 
 
 def _shards(run: RunStore, key: str, partition: dict[str, Any], folders: list[str]) -> Iterator[str]:

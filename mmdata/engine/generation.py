@@ -1,19 +1,22 @@
 """Which generation a call is about: an unfinished or equal one, or the next; and its partitions with their numbers."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmdata.engine.keys import plan_keys, short
 from mmdata.engine.runstore import Generation, Partition, RunStore
 from mmdata.engine.task import Job
 from mmdata.plan import Plan
-from mmdata.stages.verbs import SourceSlice
+from mmdata.stages.verbs import Map, SourceSlice
 
 
-def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: int | None) -> tuple[Generation, Job]:
+def find_generation(
+    run: RunStore, plan: Plan, allow: tuple[str, ...], limit: int | None, retry: Sequence[str] = ()
+) -> tuple[Generation, Job]:
     """Return the generation that a plan and its source's files make now, and the job of this call.
 
     A generation that ended with partitions given up is not gone on with: the same call again makes the next, which tries
-    them anew.
+    them anew. With `retry` rows that ended in one of these outcomes are asked about once more.
     """
     located = plan.located()
     keys = plan_keys(located)
@@ -23,12 +26,15 @@ def find_generation(run: RunStore, plan: Plan, allow: tuple[str, ...], limit: in
     known = {number: every[number] for number in run.generations()}
     partitions = _partitions(located, limit, numbers)
     mine = (plan.digest, list(ordered), _cuts(located), [_partition_facts(partition) for partition in partitions])
-    number = max(every, default=0) + 1  # of those that gc freed too: their names are marked for good
-    for candidate, facts in reversed(known.items()):
-        if (facts["plan_digest"], facts["keys"], facts.get("cuts"), facts["partitions"]) == mine and not _gave_up(run, candidate):
-            number = candidate
-            break
-    return Generation(number, located, partitions, allow), Job(run.store.url, number, "", located.to_json(), ordered, allow)
+    alike = [number for number, facts in known.items() if _asked(facts) == mine]
+    asked = _retries(located, keys, every.values())
+    begun = alike and not run.store.exists(f"manifest/{alike[-1]}.json") and _last_rounds(known[alike[-1]]) == set(retry)
+    if retry and not begun:
+        asked = {key: [*asked.get(key, []), sorted(retry)] for key in _retriable(located, keys)}
+    same = [number for number in alike if known[number].get("retries", {}) == asked and not _gave_up(run, number)]
+    number = same[-1] if same else max(every, default=0) + 1  # gc marks the names of what it frees for good
+    generation = Generation(number, located, partitions, allow, asked)
+    return generation, Job(run.store.url, number, "", located.to_json(), ordered, allow)
 
 
 def generation_facts(plan: Plan, generation: Generation, job: Job, *, limited: bool) -> dict[str, Any]:
@@ -37,12 +43,36 @@ def generation_facts(plan: Plan, generation: Generation, job: Job, *, limited: b
         "plan_digest": plan.digest, "keys": list(job.keys), "cuts": _cuts(generation.plan), "plan": plan.model_dump(mode="json"),
         "located": generation.plan.model_dump(mode="json"), "allow": list(job.allow), "limited": limited,
         "partitions": [_partition_facts(partition) for partition in generation.partitions],
+        "retries": generation.retries,
     }  # fmt: skip
 
 
 def asks_same(facts: dict[str, Any], mine: dict[str, Any]) -> bool:
     """Say whether two generations' files ask for the same work."""
-    return all(facts.get(name) == mine[name] for name in ("plan_digest", "keys", "cuts", "partitions"))
+    return _asked(facts) == _asked(mine) and facts.get("retries", {}) == mine["retries"]
+
+
+def _asked(facts: dict[str, Any]) -> tuple[Any, ...]:
+    return facts["plan_digest"], facts["keys"], facts.get("cuts"), facts["partitions"]
+
+
+def _retriable(plan: Plan, keys: dict[int, str]) -> list[str]:
+    """Return the keys of the steps whose failures may pass."""
+    return [keys[step.index] for step in plan.steps if isinstance(step.stage, Map) and step.stage.transient]
+
+
+def _retries(plan: Plan, keys: dict[int, str], every: Iterable[dict[str, Any]]) -> dict[str, list[list[str]]]:
+    """Return the rounds of retrying that any generation has asked for, of the steps of this plan."""
+    found: dict[str, list[list[str]]] = {}
+    for facts in every:
+        for key, rounds in facts.get("retries", {}).items():
+            if key in _retriable(plan, keys) and len(rounds) > len(found.get(key, [])):
+                found[key] = rounds
+    return found
+
+
+def _last_rounds(facts: dict[str, Any]) -> set[str]:
+    return {outcome for rounds in facts.get("retries", {}).values() for outcome in rounds[-1]}
 
 
 def _cuts(plan: Plan) -> list[int]:

@@ -53,7 +53,11 @@ class RunResult:
 
 @dataclass
 class Runner:
-    """A plan and a run folder. `budget` stands in for the plan's own; `metrics` is where to serve them, as HOST:PORT."""
+    """A plan and a run folder.
+
+    budget   stands in for the plan's own      metrics  where to serve them, as HOST:PORT
+    retry    outcomes that are asked about once more: rows that ended so are fetched again, and only they
+    """
 
     plan: Plan
     url: str
@@ -62,6 +66,7 @@ class Runner:
     budget: Budget | None = None
     clock: Clock = field(default_factory=Clock)
     metrics: str | None = None
+    retry: tuple[str, ...] = ()
     run: RunStore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,13 +79,13 @@ class Runner:
 
     def forecast(self) -> Forecast:
         """Find out what is kept and what will be computed; write nothing."""
-        generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
+        generation, job = find_generation(self.run, self.plan, self.allow, self.limit, self.retry)
         return forecast(self.run, generation, job)
 
     def execute(self, executor: Executor, *, quiet: bool = False) -> RunResult:
         """Do what is missing and return what the run came to."""
         started = time.monotonic()
-        generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
+        generation, job = find_generation(self.run, self.plan, self.allow, self.limit, self.retry)
         look = Scheduler(self.run, generation, job, None)
         if look.segments() and (sunk := self._sink(look)) is not None and self._manifested(generation, look):
             show_newest(self.run, generation.number, sunk[0], funnel(list(look.heads.values())))
@@ -163,7 +168,7 @@ class Runner:
 
         Which generation it is must be found out by the holder of the lease: another run may have started and ended since.
         """
-        generation, job = find_generation(self.run, self.plan, self.allow, self.limit)
+        generation, job = find_generation(self.run, self.plan, self.allow, self.limit, self.retry)
         facts = generation_facts(self.plan, generation, job, limited=self.limit is not None)
         name = f"generations/{generation.number}.json"
         if not self.run.create_generation(generation.number, facts) and not asks_same(self.run.read_json(name), facts):

@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,7 @@ from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
 ASKED = "facts/asked"
+ROUND = b"retry"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class Partition:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a run was asked, as its workers see it."""
+    """What a run was asked, as its workers see it.
+
+    retries  by key of a step: the outcomes that each round of `mmdata retry` asked about again
+    """
 
     number: int
     plan: Plan
     partitions: tuple[Partition, ...]
     allow: tuple[str, ...] = ()
+    retries: dict[str, list[list[str]]] = field(default_factory=dict)
 
 
 class RunStore:
@@ -148,8 +153,10 @@ class RunStore:
                 raise self.damaged(name, error) from error
             number += 1
 
-    def add_columns(self, key: str, ident: str, number: int, table: pa.Table) -> None:
-        """Create the next column file of a key and partition."""
+    def add_columns(self, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
+        """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers."""
+        if round_:
+            table = table.replace_schema_metadata({ROUND: str(round_)})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         name = f"columns/{key}/{ident}.{number}.parquet"
@@ -249,7 +256,8 @@ def highest(store: Store, name: str) -> int:
 def load_generation(url: str, number: int) -> Generation:
     """Return a generation of a run folder as it was when its run started."""
     facts = RunStore(url).read_json(f"generations/{number}.json")
-    return Generation(number, Plan.from_json(json.dumps(facts["located"])), partitions_of(facts), tuple(facts["allow"]))
+    plan = Plan.from_json(json.dumps(facts["located"]))
+    return Generation(number, plan, partitions_of(facts), tuple(facts["allow"]), facts.get("retries", {}))
 
 
 def partitions_of(facts: dict[str, Any]) -> tuple[Partition, ...]:

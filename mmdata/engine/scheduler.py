@@ -42,6 +42,7 @@ class Scheduler:
     attempts_failed  how many attempts of this call ended badly
     verdicts  where the verdicts of each GlobalFilter lie, by step      passes  keys of what passes wrote
     times     key, label, seconds and worker of every task done by this call
+    found     keys of the records that were there already, if somebody wants to know
     held      raises when this call no longer may write to the run folder
     """
 
@@ -62,6 +63,7 @@ class Scheduler:
     verdicts: dict[int, str] = field(default_factory=dict)
     times: list[dict[str, Any]] = field(default_factory=list)
     passes: set[str] = field(default_factory=set)
+    found: set[str] | None = None
     keys: dict[int, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +127,8 @@ class Scheduler:
                 return task
             self.ledger.settle(unit, record)
             self._note(task, record, None)
+            if self.found is not None:
+                self.found.add(task.key)
         return None
 
     def _segment_task(self, unit: int, index: int, verdicts: str | None) -> Task:
@@ -132,7 +136,9 @@ class Scheduler:
         head = self.heads.get(unit)
         own = [self.keys[step.index] for step in segment.steps]
         places = [step.index for step in segment.steps]
-        key = short(["segment", own, places, partition.ident, head["result"] if head else self.keys[-1], verdicts])
+        asked = [self.generation.retries[key] for key in own if key in self.generation.retries]
+        before = head["result"] if head else self.keys[-1]
+        key = short(["segment", own, places, partition.ident, before, verdicts, *([asked] if asked else [])])
         seconds = sum(step.stage.resources.deadline_s(partition.rows) for step in segment.steps)
         return Task(
             self.job, "segment", index, unit, key,

@@ -6,7 +6,7 @@ plan order afterwards.
 """
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,6 +34,7 @@ class SegmentRun:
         self.view, self.segment, self.caller, self.jail = view, segment, caller, jail
         self.fresh: dict[int, list[pa.Table]] = {}
         self.work: dict[int, dict[str, int]] = {}
+        self.tried: Counter[int] = Counter()
         self.seconds: defaultdict[int, float] = defaultdict(float)
         self.digests: dict[str, str] = {}
 
@@ -79,8 +80,9 @@ class SegmentRun:
                 missing = held.missing(rows)
                 if len(missing):
                     started = time.monotonic()
-                    table = self._step(step, missing, images)
+                    table = held.recovered(self._step(step, missing, images))
                     self.seconds[step.index] += time.monotonic() - started
+                    self.tried[step.index] += len(missing)
                     self.fresh[step.index].append(table)
                     held.add(table)
                 rows = self._still_alive(step, rows)
@@ -140,10 +142,11 @@ class SegmentRun:
         return Answer(result, poison)
 
     def _place(self, step: Step) -> Place | None:
-        """Return the folder of a payload-writing Map; rows added to a key later go to a folder of their own."""
+        """Return the folder of a payload-writing Map; rows added to a key later, or recovered, go to a folder of their own."""
         if PAYLOAD_COLUMN not in {field.name for field in result_fields(step.stage)}:
             return None
-        added = self.view.held(step.index).num_files
+        held = self.view.held(step.index)
+        added = f"r{held.round}" if held.round else held.num_files
         suffix = f".{added}" if added else ""
         folder = f"payload/{self.view.keys[step.index]}/{step.stage.name}{suffix}"
         return Place(folder, self.view.partition.number)
@@ -154,12 +157,12 @@ class SegmentRun:
 
     def _write(self, step: Step) -> None:
         tables = self.fresh[step.index]
-        computed = sum(table.num_rows for table in tables)
-        self.work[step.index] = {"computed": computed}
-        if computed:
+        self.work[step.index] = {"computed": self.tried[step.index]}
+        if tables:
             held = self.view.held(step.index)
             table = pa.concat_tables(tables).combine_chunks()
-            self.view.run.add_columns(self.view.keys[step.index], self.view.partition.ident, held.num_files, table)
+            key, ident = self.view.keys[step.index], self.view.partition.ident
+            self.view.run.add_columns(key, ident, held.num_files, table, held.round)
 
     def _finish(self, state: State, step: Step) -> None:
         """Settle the fates after a step, in plan order, and digest what it gave."""

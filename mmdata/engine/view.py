@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.engine.keys import SOURCE
-from mmdata.engine.runstore import Partition, RunStore
+from mmdata.engine.runstore import ROUND, Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
 from mmdata.errors import PartitionError, RecordError
 from mmdata.media import Jail, decode
@@ -16,41 +17,68 @@ from mmdata.shards.units import fetch_payload
 from mmdata.stages.verbs import Filter, Split, Stage
 from mmdata.storage import digest_bytes
 
+Retries = dict[str, list[list[str]]]
+
 
 class Held:
-    """The rows held under one key: column files, and what was computed since."""
+    """The rows held under one key: column files, and what was computed since. Of a row held twice the later counts.
 
-    def __init__(self, tables: list[pa.Table], fields: list[pa.Field]) -> None:
+    rounds  the outcomes that each round of `mmdata retry` asks about again; rows that ended so count as missing until a
+            column file says that it answers the round
+    """
+
+    def __init__(self, tables: list[pa.Table], fields: list[pa.Field], rounds: Sequence[Sequence[str]] = ()) -> None:
         self.empty = pa.schema(fields).empty_table()
         self.tables: list[pa.Table] = []
         self._orders: list[tuple[np.ndarray, np.ndarray]] = []
         self.num_files = len(tables)
+        answered = max((int((table.schema.metadata or {}).get(ROUND, 0)) for table in tables), default=0)
+        self.round = len(rounds) if len(rounds) > answered else 0
+        self._again = sorted({outcome for outcomes in rounds[answered:] for outcome in outcomes})
         for table in tables:
-            self.add(table)
+            self.add(table.replace_schema_metadata(None))
 
     def add(self, table: pa.Table) -> None:
-        """Add rows; they must not be held yet."""
+        """Add rows."""
         rows = table.column(ROW).to_numpy()
         order = np.argsort(rows, kind="stable")
         self.tables.append(table)
         self._orders.append((rows[order], order))
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Return those of the rows that are not held."""
+        """Return those of the rows that are not held, or are to be asked about again."""
+        left = rows
         for held, _ in self._orders:
-            rows = rows[~np.isin(rows, held, assume_unique=True)]
-        return rows
+            left = left[~np.isin(left, held, assume_unique=True)]
+        return np.union1d(left, self._failed(np.setdiff1d(rows, left))) if self.round else left
+
+    def recovered(self, table: pa.Table) -> pa.Table:
+        """Return new rows without those that were asked about again and failed again."""
+        if not self.round:
+            return table
+        again = np.isin(table.column(ROW).to_numpy(), self._failed(table.column(ROW).to_numpy()))
+        return table.filter(pa.array(~again | table.column(OUTCOME).is_null().to_numpy()))
+
+    def _failed(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of the rows that are held with an outcome that is asked about again."""
+        known = np.concatenate([held for held, _ in self._orders]) if self._orders else rows[:0]
+        rows = rows[np.isin(rows, known)]
+        outcomes = self.take(rows, [OUTCOME]).column(0)
+        failed: np.ndarray = rows[pc.is_in(outcomes, pa.array(self._again, pa.string())).to_numpy()]
+        return failed
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return columns for rows, in the order of the rows."""
-        pieces, places = [], []
-        for table, (held, order) in zip(self.tables, self._orders, strict=True):
+        pieces, places, left = [], [], np.full(len(rows), True)
+        for table, (held, order) in reversed(list(zip(self.tables, self._orders, strict=True))):
             at = np.searchsorted(held, rows)
-            found = np.flatnonzero((at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows)) if len(held) else at[:0]
+            here = left & (at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows) if len(held) else ~left & False
+            found = np.flatnonzero(here)
+            left[found] = False
             if len(found):
                 pieces.append(table.select(list(columns)).take(pa.array(order[at[found]])))
                 places.append(found)
-        if sum(len(found) for found in places) != len(rows):
+        if left.any():
             raise PartitionError(f"{len(rows)} rows of {list(columns)} wanted, {sum(map(len, places))} are held")
         if len(pieces) == 1:
             return pieces[0]
@@ -60,17 +88,19 @@ class Held:
 
 
 class PartitionView:
-    """The columns of one partition under one plan."""
+    """The columns of one partition under one plan; `retries` as in Generation, where work is done or forecast."""
 
-    def __init__(self, run: RunStore, plan: Plan, keys: dict[int, str], partition: Partition) -> None:
-        self.run, self.plan, self.keys, self.partition = run, plan, keys, partition
+    def __init__(
+        self, run: RunStore, plan: Plan, keys: dict[int, str], partition: Partition, retries: Retries | None = None
+    ) -> None:
+        self.run, self.plan, self.keys, self.partition, self.retries = run, plan, keys, partition, retries or {}
         self._held: dict[int, Held] = {}
 
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
         if index not in self._held:
             tables = list(self.run.held(self.keys[index], self.partition.ident))
-            self._held[index] = Held(tables, self._fields(index))
+            self._held[index] = Held(tables, self._fields(index), self.retries.get(self.keys[index], ()))
         return self._held[index]
 
     def _fields(self, index: int) -> list[pa.Field]:

@@ -49,7 +49,7 @@ def close_caches(keep: int = 0) -> None:
 @lru_cache(maxsize=8)
 def _generation(job: Job) -> Generation:
     facts = RunStore(job.run).read_json(f"generations/{job.generation}.json")
-    return Generation(job.generation, Plan.from_json(job.plan), partitions_of(facts), job.allow)
+    return Generation(job.generation, Plan.from_json(job.plan), partitions_of(facts), job.allow, facts.get("retries", {}))
 
 
 def run_task(task: Task, *, confine: bool = True) -> TaskReport:
@@ -78,7 +78,7 @@ def _segment(task: Task, generation: Generation, seconds: dict[int, float], *, c
     keys = keys_of(task.job)
     segment = generation.plan.segments[task.step]
     partition = generation.partitions[task.unit]
-    view = PartitionView(run, generation.plan, keys, partition)
+    view = PartitionView(run, generation.plan, keys, partition, generation.retries)
     before = run.record(task.inputs[task.unit]) if task.inputs else None
     state = None if before is None else State.from_bytes(run.state_of(before))
     cache = _cache_of(task.job.run, task.job.allow)

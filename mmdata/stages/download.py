@@ -20,6 +20,7 @@ from pydantic import Field
 from mmdata.errors import RecordError
 from mmdata.media import Jail, Resize
 from mmdata.net import Failure, Fetcher, Guard, Limits
+from mmdata.net.fetch import TRANSIENT
 from mmdata.schema import OUTCOME, PAYLOAD, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard
 from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
@@ -47,6 +48,7 @@ class Download(Map, Resize):
 
     name: ClassVar[str] = "download"
     whole: ClassVar[bool] = True
+    transient: ClassVar[tuple[str, ...]] = (*TRANSIENT, "timeout_total", "too_slow", "throttled", "robots", "tls", "http_4xx")
     not_in_key: ClassVar[set[str]] = {"resources", "connections", "contact"}
 
     resources: Resources = Resources(row_s=30)  # the longest Crawl-delay that is obeyed

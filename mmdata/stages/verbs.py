@@ -131,6 +131,8 @@ class Map(Stage, ABC):
 
     # A whole-partition Map sees all its rows in one batch; the others see them in chunks.
     whole: ClassVar[bool] = False
+    # Outcomes that may not be final: `mmdata retry` asks about these rows again.
+    transient: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def writes(self) -> tuple[pa.Field, ...]:

@@ -242,7 +242,7 @@ def test_a_generation_without_a_partition_is_kept_whole(tmp_path: Path, server: 
     result = Runner(plan, str(tmp_path / "run"), server.allow, budget=Budget(failed_partitions=1)).execute(GivingUp(), quiet=True)
     assert list(result.failed) == [1]
     freed = collect(str(tmp_path / "run")).objects
-    assert [name.split("/")[0] for name in freed] == ["tasks", "tasks"]  # the one record of the partition that is out
+    assert freed == []  # what is there of the partition that is out serves the next call
     assert fates(RunStore(str(tmp_path / "run")), ["width"]).num_rows
     assert verify(str(tmp_path / "run/corpus")).whole
     assert Change(plan, str(tmp_path / "run"), server).run().generation == 2  # tries it anew
