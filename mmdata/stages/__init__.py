@@ -12,12 +12,13 @@ from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
 from mmdata.stages.text_rules import TextRules
+from mmdata.stages.url_list import UrlList
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
 
 __all__ = ["SINKS", "SOURCES", "STAGES", "named"]
 
 STAGES: tuple[type[Stage], ...] = (ClipScore, Dedupe, Download, Keep, Measure, SplitCaptions, TextRules)
-SOURCES: tuple[type[Source], ...] = (Catalog, Folder)
+SOURCES: tuple[type[Source], ...] = (Catalog, Folder, UrlList)
 SINKS: tuple[type[Sink], ...] = (Shards,)
 
 
