@@ -108,3 +108,12 @@ def _http_error(detail: str, outcome: str) -> str:
     code = int(found.group(1))
     phrase = HTTPStatus(code).phrase if code in HTTPStatus._value2member_map_ else ""
     return f"HTTP Error {code}: {phrase}"
+
+
+def words_table() -> str:
+    """Return the words of every outcome as a table in Markdown."""
+    lines = ["| outcome | status | error_message |", "|---|---|---|"]
+    for outcome, (status, message) in WORDS.items():
+        text = {None: "null", "HTTP": "`HTTP Error 404: Not Found` and the like"}.get(message, f"`{message}`").replace("\n", " ")
+        lines.append(f"| `{outcome}` | `{status}` | {text} |")
+    return "\n".join(lines) + "\n"

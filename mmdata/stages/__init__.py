@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from mmdata.stages.clip_score import ClipScore
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
+from mmdata.stages.download_img2dataset import DownloadImg2dataset
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
 from mmdata.stages.measure import Measure
@@ -18,7 +19,9 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 
 __all__ = ["SINKS", "SOURCES", "STAGES", "named"]
 
-STAGES: tuple[type[Stage], ...] = (ClipScore, Dedupe, Download, Keep, Measure, SplitCaptions, TextRules)
+STAGES: tuple[type[Stage], ...] = (
+    ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, SplitCaptions, TextRules,
+)  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,
 )  # fmt: skip
