@@ -40,7 +40,20 @@ def test_starting_is_light() -> None:
 def test_every_command_has_help() -> None:
     from typer.testing import CliRunner
 
-    for name in ("run", "plan", "status", "explain", "verify", "gc", "train", "sample", "demo", "schema"):
+    for name in (
+        "run",
+        "plan",
+        "status",
+        "explain",
+        "verify",
+        "export",
+        "img2dataset",
+        "gc",
+        "train",
+        "sample",
+        "demo",
+        "schema",
+    ):
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0, name
 

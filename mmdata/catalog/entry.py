@@ -41,17 +41,18 @@ class Columns(Model):
 
 
 class Entry(Model):
-    """One dataset of a catalog."""
+    """One dataset of a catalog. Without `guess` only columns that are named are read; `txt` is a file of one url a line."""
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     title: str = ""
     licence: str = "unknown"
     homepage: str | None = None
-    format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"] = "auto"
+    format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl", "txt"] = "auto"
     shape: Literal["pairs", "documents"] = "pairs"
     media: Literal["image", "video"] = "image"
     header: tuple[str, ...] | None = None
     columns: Columns = Columns()
+    guess: bool = True
     carry: dict[str, CarryType] = Field(default_factory=dict)
 
     @field_validator("files")
@@ -83,7 +84,8 @@ class Entry(Model):
 
     def reading(self) -> dict[str, object]:
         """Return what decides how rows are read: all but titles and licences, and which files there are."""
-        return self.model_dump(mode="json", exclude={"title", "licence", "homepage", "files"})
+        usual = {"guess"} if self.guess else set()
+        return self.model_dump(mode="json", exclude={"title", "licence", "homepage", "files"} | usual)
 
 
 def load_entry(file: Path, name: str) -> Entry:

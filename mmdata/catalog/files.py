@@ -10,7 +10,7 @@ from mmdata.catalog.text import JsonList, TextList
 from mmdata.errors import ConfigError
 from mmdata.storage import digest_file, digest_json
 
-_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl"}
+_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".txt": "txt"}
 
 
 def list_files(entry: Entry, root: Path) -> list[Path]:

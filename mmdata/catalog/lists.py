@@ -67,8 +67,8 @@ class ListFile(ABC):
         if not self.names:
             return parts
         for part in ("images", "texts", "sample_id") if self.entry.shape == "documents" else ("url", "text", "sample_id"):
-            given = getattr(self.entry.columns, part)
-            name = given or next((alias for alias in ALIASES[part] if alias in self.names), None)
+            known = ALIASES[part] if self.entry.guess else ()
+            name = getattr(self.entry.columns, part) or next((alias for alias in known if alias in self.names), None)
             if name is not None:
                 self._require(name)
                 parts[part] = name

@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON lines and JSON lists, compressed or not.
+"""CSV, TSV, JSON lines and JSON lists, and plain lines of urls, compressed or not.
 
 Decided here: what is held of a file is bounded whatever the file says. A line, or a quoted record, of more than 64 Mi
 characters is a bad row and is never held; a compressed file may grow to 16 MiB or 100 times its size; a JSON list, which
@@ -37,9 +37,11 @@ class TextList(ListFile):
     def __init__(self, entry: Entry, path: Path, kind: str) -> None:
         super().__init__(entry, path)
         self.kind = kind
-        self.skip = int(kind != "jsonl" and entry.header is None)
+        self.skip = int(kind not in ("jsonl", "txt") and entry.header is None)
 
     def _names(self) -> list[str]:
+        if self.kind == "txt":
+            return ["url"]
         if self.entry.header is not None:
             return list(self.entry.header)
         if self.kind == "jsonl":
@@ -58,6 +60,8 @@ class TextList(ListFile):
     def _record(self, entry: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a line or its cells
         if self.kind == "jsonl":
             return parse_object(entry)
+        if self.kind == "txt":
+            return {"url": entry}
         return dict(zip(self.names, entry, strict=True)) if entry is not None and len(entry) == len(self.names) else None
 
     def _entries(self) -> Iterator[Any]:

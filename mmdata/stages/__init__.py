@@ -6,18 +6,25 @@ from importlib.metadata import entry_points
 from mmdata.stages.clip_score import ClipScore
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
+from mmdata.stages.download_img2dataset import DownloadImg2dataset
+from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
 from mmdata.stages.measure import Measure
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
 from mmdata.stages.text_rules import TextRules
+from mmdata.stages.url_list import UrlList
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
 
 __all__ = ["SINKS", "SOURCES", "STAGES", "named"]
 
-STAGES: tuple[type[Stage], ...] = (ClipScore, Dedupe, Download, Keep, Measure, SplitCaptions, TextRules)
-SOURCES: tuple[type[Source], ...] = (Catalog, Folder)
+STAGES: tuple[type[Stage], ...] = (
+    ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, SplitCaptions, TextRules,
+)  # fmt: skip
+SOURCES: tuple[type[Source], ...] = (
+    Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,
+)  # fmt: skip
 SINKS: tuple[type[Sink], ...] = (Shards,)
 
 

@@ -23,19 +23,11 @@ from mmdata.net import Failure, Fetcher, Guard, Limits
 from mmdata.net.fetch import TRANSIENT
 from mmdata.schema import OUTCOME, PAYLOAD, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard
+from mmdata.shards.words import words
 from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
 
 AGENT = "mmdata/0.1"
 _INPUT = (pa.field("caption", pa.string()), pa.field("url", pa.string()), pa.field("sample_id", pa.string()))
-# img2dataset's words for what we call by outcome.
-_MESSAGES = {
-    "opted_out": "Use of image disallowed by X-Robots-Tag directive",
-    "hash_mismatch": "hash mismatch",
-}
-_DECODE = (
-    "not_media", "unsupported_format", "truncated_media", "too_many_pixels", "decode_error", "decoder_timeout",
-    "decoder_oom", "decoder_crashed",
-)  # fmt: skip
 
 
 class Download(Map, Resize):
@@ -160,10 +152,7 @@ class _Job:
         return made.data
 
     def _fail(self, index: int, outcome: str, detail: str) -> None:
-        decode = outcome in _DECODE
-        message = _MESSAGES.get(outcome, f"{outcome}: {detail}" if not decode else "Image decoding error")
-        status = "failed_to_resize" if decode else "failed_to_download"
-        self.items[index] = Item(self._columns(index), status, message)
+        self.items[index] = Item(self._columns(index), *words(outcome, detail))
         self.outcomes[index] = outcome
 
     def _columns(self, index: int) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Sources: an entry of a catalog file, and a folder of images with texts beside them."""
 
 import warnings
+from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -22,49 +23,30 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
 _LEFT_OUT = "left out: "
 
 
-class Catalog(Source):
-    """Rows of one entry of a catalog file; `data` is where the entry's files lie, by default beside the catalog.
+class Listed(Source):
+    """Rows of list files.
 
     A list file that is damaged, or not what it says, is refused by name. With `skip_unreadable` it is left out instead: a
     warning names it, and it counts as one bad row (rows that turn out unreadable only later are bad rows, too).
     """
 
-    name: ClassVar[str] = "catalog"
-    version: ClassVar[int] = 2
-
-    file: str
-    entry: str
-    data: str | None = None
     partition_rows: Annotated[int, Field(ge=1)] = 10_000
     skip_unreadable: bool = False
 
-    @cached_property
+    @property
+    @abstractmethod
     def definition(self) -> Entry:
-        """The entry as the catalog file has it."""
-        return load_entry(Path(self.file), self.entry)
+        """How the files are read."""
 
     @property
+    @abstractmethod
     def root(self) -> Path:
-        """The folder that the entry's paths are relative to."""
-        return Path(self.data) if self.data is not None else Path(self.file).parent
+        """The folder that the files' names are relative to."""
 
-    def label(self) -> str:
-        """Return the entry's name."""
-        return f"catalog:{self.entry}"
-
-    def located(self, home: Path) -> "Catalog":
-        """Return itself with absolute paths."""
-        data = None if self.data is None else str(home / self.data)
-        return self.model_copy(update={"file": str(home / self.file), "data": data})
-
-    def licences(self) -> dict[str, str]:
-        """Return the entry's licence."""
-        return {self.entry: self.definition.licence}
-
-    def identity(self) -> dict[str, object]:
-        """Return the entry's reading rules, without the place of its files."""
-        rules = {"entry": self.entry, "reading": self.definition.reading()}
-        return rules | ({"skip_unreadable": True} if self.skip_unreadable else {})
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the rows' `source` says."""
 
     def fields(self) -> tuple[pa.Field, ...]:
         """Return the base columns, what was mended, and the carried ones."""
@@ -76,7 +58,7 @@ class Catalog(Source):
 
     def read(self, part: SourceSlice) -> pa.Table:
         """Return the rows of one slice."""
-        origin = Origin(self.entry, part.file, part.start)
+        origin = Origin(self.title, part.file, part.start)
         if not part.digest.startswith(_LEFT_OUT) and file_digest(self.root / part.file) != part.digest:
             raise _changed(self.root / part.file)
         list_file = open_list(self.definition, self.root / part.file)
@@ -100,6 +82,50 @@ class Catalog(Source):
             return [SourceSlice(f"{_LEFT_OUT}{stat.st_size} {stat.st_mtime_ns}", name, 0, 1)]
         digest = file_digest(path)
         return [SourceSlice(digest, name, start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+class Catalog(Listed):
+    """Rows of one entry of a catalog file; `data` is where the entry's files lie, by default beside the catalog."""
+
+    name: ClassVar[str] = "catalog"
+    version: ClassVar[int] = 2
+
+    file: str
+    entry: str
+    data: str | None = None
+
+    @cached_property
+    def definition(self) -> Entry:
+        """The entry as the catalog file has it."""
+        return load_entry(Path(self.file), self.entry)
+
+    @property
+    def root(self) -> Path:
+        """The folder that the entry's paths are relative to."""
+        return Path(self.data) if self.data is not None else Path(self.file).parent
+
+    @property
+    def title(self) -> str:
+        """The entry's name."""
+        return self.entry
+
+    def label(self) -> str:
+        """Return the entry's name."""
+        return f"catalog:{self.entry}"
+
+    def located(self, home: Path) -> "Catalog":
+        """Return itself with absolute paths."""
+        data = None if self.data is None else str(home / self.data)
+        return self.model_copy(update={"file": str(home / self.file), "data": data})
+
+    def licences(self) -> dict[str, str]:
+        """Return the entry's licence."""
+        return {self.entry: self.definition.licence}
+
+    def identity(self) -> dict[str, object]:
+        """Return the entry's reading rules, without the place of its files."""
+        rules = {"entry": self.entry, "reading": self.definition.reading()}
+        return rules | ({"skip_unreadable": True} if self.skip_unreadable else {})
 
 
 class Folder(Source):

@@ -1,0 +1,83 @@
+"""One call of img2dataset's command line, made of a run and an export.
+
+Decided here: what img2dataset calls incremental, overwrite and extend are which run folder the call goes on with. Run folders
+lie in `_mmdata/N/` of the output folder, N being the number of their first shard.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mmdata.engine import Executor, Runner, RunResult, RunStore
+from mmdata.errors import ConfigError
+from mmdata.plan.img2dataset import Flags, plan_of
+from mmdata.report.export import Exported, Request, export_img2dataset
+
+HOME = "_mmdata"
+_SHARD = re.compile(r"(\d+)(_stats\.json|\.tar|\.parquet|)")
+_DONE = "exported"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The flags of a call, and what may be dialled although it is not public."""
+
+    flags: Flags
+    allow: tuple[str, ...] = ()
+
+    def run(self, executor: Executor) -> tuple[RunResult, Exported]:
+        """Download and write what is not there yet.
+
+        Raises ConfigError before anything is touched when the flags cannot be honoured or the folder is img2dataset's own.
+        """
+        plan = plan_of(self.flags)
+        if self.flags.incremental_mode == "overwrite":
+            self._clear()
+        first = self.first_shard
+        home = self.root / HOME / str(first)
+        result = Runner(plan, str(home), self.allow).execute(executor)
+        exported = export_img2dataset(str(home), str(self.root), self._request(first))
+        if not result.failed:
+            RunStore(str(home)).store.put(_DONE, b"")
+        return result, exported
+
+    @property
+    def root(self) -> Path:
+        """The output folder."""
+        if "://" in self.flags.output_folder:
+            raise ConfigError(
+                f"--output_folder {self.flags.output_folder}: this command writes to a local disk",
+                hint="`mmdata run` writes to an object store, and `mmdata export` from it",
+            )
+        return Path(self.flags.output_folder).absolute()
+
+    @cached_property
+    def first_shard(self) -> int:
+        """The number of this call's first shard: 0, or behind all that are there when the folder is to be extended."""
+        homes = sorted(int(path.name) for path in (self.root / HOME).glob("*") if path.name.isdecimal())
+        if self.flags.incremental_mode == "extend":
+            unfinished = [first for first in homes if not (self.root / HOME / str(first) / _DONE).exists()]
+            return unfinished[-1] if unfinished else max(self._shards("_stats.json"), default=-1) + 1
+        if not homes and self._shards("_stats.json"):
+            raise ConfigError(
+                f"{self.root} holds shards that another program made",
+                hint="let it finish them, or give `--incremental_mode extend` or another folder",
+            )
+        return 0
+
+    def _request(self, first: int) -> Request:
+        flags = self.flags
+        check = flags.verify_hash[0] if flags.verify_hash else None
+        return Request(flags.layout, flags.columns, first, flags.number_sample_per_shard, check)
+
+    def _shards(self, suffix: str) -> list[int]:
+        found = [(_SHARD.fullmatch(path.name), path) for path in self.root.glob("*")]
+        return [int(match.group(1)) for match, _ in found if match is not None and match.group(2) == suffix]
+
+    def _clear(self) -> None:
+        """Remove shards and their run folders; what is neither stays."""
+        for path in self.root.glob("*"):
+            if path.name == HOME or _SHARD.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,0 +1,120 @@
+"""Where media lie in files of somebody else's: members of WebDataset tars, plain files, values of a parquet.
+
+Decided here: a foreign tar is never unpacked and none of its names is used as a path; only plain files in it count. A tar
+that is compressed cannot be pointed into, and one whose last member is cut short is refused, by name.
+"""
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmdata.errors import ConfigError, did_you_mean
+from mmdata.shards.tar import BLOCK, Member
+from mmdata.storage import ParquetRows, digest_bytes, rows_url
+
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
+Ref = dict[str, Any]  # a value of `mmdata.schema.PAYLOAD`
+
+
+class Sample(NamedTuple):
+    """Neighbouring members of one key, by what follows the first dot of their names, in lower case."""
+
+    key: str
+    members: dict[str, Member]
+
+
+def tar_samples(path: Path) -> tuple[Sample, ...]:
+    """Return the samples of a tar in their order; raise ConfigError when it is damaged. The last few are remembered."""
+    stat = path.stat()
+    return _tar_samples(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _tar_samples(path: Path, size: int, _mtime_ns: int) -> tuple[Sample, ...]:
+    samples: list[Sample] = []
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                end = info.offset_data + -(-info.size // BLOCK) * BLOCK
+                if info.isreg() and not info.issparse():
+                    _place(samples, info)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: not a readable tar: {error}", hint="unpack it if it is compressed, else copy it again"
+        ) from error
+    if end > size:
+        raise ConfigError(f"{path}: its last member ends at byte {end:,}, the file at {size:,}", hint="copy it again")
+    return tuple(samples)
+
+
+def _place(samples: list[Sample], info: tarfile.TarInfo) -> None:
+    """Add a member to the sample it belongs to: the key is all before the first dot of the last part of its name."""
+    folder, slash, name = info.name.rpartition("/")
+    stem, dot, suffix = name.partition(".")
+    if not stem or not dot:
+        return
+    key, suffix = folder + slash + stem, suffix.lower()
+    if not samples or samples[-1].key != key or suffix in samples[-1].members:
+        samples.append(Sample(key, {}))
+    samples[-1].members[suffix] = Member(info.name, info.offset_data, info.size)
+
+
+def image_column(path: Path, name: str | None = None) -> str:
+    """Return the column of a parquet file that holds images, `image.bytes` for a struct; raise ConfigError if it is unclear."""
+    schema = pq.read_schema(path)
+    if name is not None and name not in schema.names:
+        raise ConfigError(f"{path}: has no column `{name}`", hint=did_you_mean(name, schema.names))
+    chosen = [schema.field(name)] if name is not None else list(schema)
+    found = [full for field in chosen if (full := _bytes_of(field)) is not None]
+    if len(found) != 1:
+        raise ConfigError(f"{path}: {len(found)} columns can hold images", hint="name one with `image:`; it holds bytes")
+    return found[0]
+
+
+def _bytes_of(field: pa.Field) -> str | None:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary)
+    if any(kind(field.type) for kind in kinds):
+        return str(field.name)
+    if pa.types.is_struct(field.type) and any(part.name == "bytes" for part in field.type):
+        return f"{field.name}.bytes"
+    return None
+
+
+def row_refs(path: Path, column: str, rows: Sequence[int]) -> Iterator[Ref | None]:
+    """Yield a reference to the image of each row of a parquet file; null where there is none."""
+    url = rows_url(path.parent, column)
+    store = ParquetRows(url)
+    for row in rows:
+        data = store.value(path.name, row)
+        ref = {"set": url, "tar": path.name, "offset": row, "size": len(data or b""), "trusted": False}
+        yield {**ref, "sha256": digest_bytes(data)} if data else None
+
+
+def tar_refs(tar: Path, samples: Sequence[Sample]) -> Iterator[Ref | None]:
+    """Yield a reference to the image of each sample of a tar; null for a sample without one."""
+    with tar.open("rb") as file:
+        for sample in samples:
+            member = next((sample.members[suffix] for suffix in SUFFIXES if suffix in sample.members), None)
+            if member is None:
+                yield None
+                continue
+            file.seek(member.offset)
+            digest = digest_bytes(file.read(member.size))
+            place = {"set": tar.parent.absolute().as_posix(), "tar": tar.name}
+            yield {**place, "offset": member.offset, "size": member.size, "sha256": digest, "trusted": False}
+
+
+def file_ref(folder: Path, key: str) -> Ref | None:
+    """Return a reference to the image file of a key in a folder; null when there is none."""
+    for suffix in SUFFIXES:
+        file = folder / f"{key}.{suffix}"
+        if file.is_file():
+            place = {"set": folder.absolute().as_posix(), "tar": file.name, "offset": 0, "size": file.stat().st_size}
+            return {**place, "sha256": digest_bytes(file.read_bytes()), "trusted": False}
+    return None
