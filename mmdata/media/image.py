@@ -1,61 +1,35 @@
 """Decode, resize, encode: pure functions from bytes to pixels and back.
 
-Decided here: pixels are upright RGB in 8 bits, with alpha composited on white and 16-bit grey scaled, not clipped. Size is
-judged from the header before anything is decoded. The resize modes and filters have img2dataset's names and meaning.
+Decided here: pixels are upright sRGB in 8 bits. An image is made small before it is turned, and turned before it is cropped
+or padded. JPEG is written at full colour resolution: a scaled decode has the colours at full resolution anyway, and halving
+them again would cost more fidelity than all scaling does.
 """
 
 import io
-import json
-import warnings
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
-from pydantic import Field
+import simplejpeg
+from PIL import Image
 
-from mmdata.config import Model
-from mmdata.errors import RecordError
+from mmdata.media.blur import Boxes, blur
+from mmdata.media.opening import FORMATS, Opened, open_image
+from mmdata.media.scale import Target, check_asked, framed, resample, target
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF")
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 16_384
-# Files that are images or documents of a kind that is not decoded here.
-_OTHER = (
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"8BPS",
-    b"%PDF",
-    b"%!PS",
-    b"<svg",
-    b"\0\0\0\x0cjP",
-    b"\0\0\1\0",
-    b"SIMPLE",
-    b"icns",
-)
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST, "area": Image.Resampling.BOX, "linear": Image.Resampling.BILINEAR,
-    "cubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
-}  # fmt: skip
-Interpolation = Literal["nearest", "area", "linear", "cubic", "lanczos"]
+if TYPE_CHECKING:
+    from mmdata.media.resize import Resize
 
-Image.MAX_IMAGE_PIXELS = None  # the header check below is stricter and does not warn
+__all__ = ["FORMATS", "Transcoded", "decode", "transcode"]
 
-
-class Resize(Model):
-    """How stored images are made. The side in question is the shorter one, or the longer for `border` and `..._largest`."""
-
-    image_size: Annotated[int, Field(ge=8, le=8192)]
-    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio_largest"
-    resize_only_if_bigger: bool = True
-    upscale_interpolation: Interpolation = "lanczos"
-    downscale_interpolation: Interpolation = "area"
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    encode_quality: Annotated[int, Field(ge=1, le=100)] = 95
+# How many times the asked size a scaled JPEG decode must leave (`benchmarks/decode.py` gives the figures).
+_SPARE = {"exact": 1.5, "fast": 1.0}
+_SUFFIXES = {"jpeg": "jpg", "mpo": "jpg"}
+_DEFAULT_QUALITY = {"jpg": 95, "webp": 95, "png": 6}
+_CHECK_ONLY = 1 / 8
 
 
 class Transcoded(NamedTuple):
-    """A stored image: its bytes, its upright size, and what the original was."""
+    """A stored image: its bytes, its upright size, and what the original was; `ours` if the bytes were encoded by us."""
 
     data: bytes
     width: int
@@ -64,78 +38,65 @@ class Transcoded(NamedTuple):
     original_height: int
     format: str
     exif: str
+    ours: bool = True
 
 
-def transcode(data: bytes, resize: Resize) -> Transcoded:
-    """Decode untrusted bytes, resize, and encode; raise RecordError with the row's outcome."""
-    image, kind, exif = _open(data)
-    size = image.size
-    image = _resized(image, resize)
-    buffer = io.BytesIO()
-    options = {"jpg": ("JPEG", "quality"), "png": ("PNG", None), "webp": ("WEBP", "quality")}
-    name, quality = options[resize.encode_format]
-    image.save(buffer, name, **({quality: resize.encode_quality} if quality else {}))
-    width, height = image.size
-    return Transcoded(buffer.getvalue(), width, height, size[0], size[1], kind, exif)
+def transcode(data: bytes, resize: "Resize", boxes: Boxes = ()) -> Transcoded:
+    """Decode untrusted bytes, resize, and encode; raise RecordError with the row's outcome.
+
+    boxes   what to blur, [left, top, right, bottom] each in 0..1, relative to the file's own orientation
+    """
+    opened = open_image(data)
+    check_asked(opened.upright, resize)
+    made = target(opened.upright, resize)
+    if resize.disable_all_reencoding:
+        opened.pixels((1, 1), _CHECK_ONLY)
+        return _kept(opened)
+    pixels = _resized(opened, made, resize)
+    if _may_keep(opened, made, resize) and not boxes:
+        return _kept(opened)
+    upright = np.ascontiguousarray(framed(_turned(blur(pixels, boxes), opened.orientation), made.frame))
+    height, width = upright.shape[:2]
+    return Transcoded(_encode(upright, resize), width, height, *opened.upright, opened.kind, opened.exif())
 
 
 def decode(data: bytes) -> np.ndarray:
     """Return upright RGB pixels, (H, W, 3) uint8; raise RecordError with the row's outcome."""
-    return np.asarray(_open(data)[0])
+    opened = open_image(data)
+    return np.ascontiguousarray(_turned(opened.pixels(opened.size, 1.0), opened.orientation))
 
 
-def _open(data: bytes) -> tuple[Image.Image, str, str]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        known = data.lstrip().startswith(_OTHER)
-        raise RecordError("not an image of a known format", outcome="unsupported_format" if known else "not_media") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RecordError(f"cannot be opened: {error}", outcome="decode_error") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise RecordError(f"{width} x {height} pixels are too many", outcome="too_many_pixels")
-    kind = str(image.format).lower()
-    try:
-        image.load()
-        exif = json.dumps({str(tag): str(value) for tag, value in image.getexif().items()})
-        return _rgb(ImageOps.exif_transpose(image)), kind, exif
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        cut = "truncated" in str(error) or isinstance(error, EOFError)
-        raise RecordError(f"{error}"[:200], outcome="truncated_media" if cut else "decode_error") from error
+def _resized(opened: Opened, made: Target, resize: "Resize") -> np.ndarray:
+    size = (made.size[1], made.size[0]) if opened.orientation > 4 else made.size
+    pixels = opened.pixels(size, _SPARE[resize.decode])
+    return resample(pixels, size, made.filter) if made.changes else pixels
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.float64) / 257.0
-        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def _may_keep(opened: Opened, made: Target, resize: "Resize") -> bool:
+    same = _SUFFIXES.get(opened.kind, opened.kind) == resize.encode_format
+    return resize.skip_reencode and same and not made.changes and opened.plain
 
 
-def _resized(image: Image.Image, resize: Resize) -> Image.Image:
-    mode, target = resize.resize_mode, resize.image_size
-    by_largest = mode in ("border", "keep_ratio_largest")
-    side = max(image.size) if by_largest else min(image.size)
-    if mode == "no" or side == target or (side < target and resize.resize_only_if_bigger):
-        return image if side != target or mode not in ("border", "center_crop") else _framed(image, mode, target)
-    scale = target / side
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    chosen = resize.upscale_interpolation if scale > 1 else resize.downscale_interpolation
-    return _framed(image.resize(size, _FILTERS[chosen]), mode, target)
+def _kept(opened: Opened) -> Transcoded:
+    return Transcoded(opened.data, *opened.upright, *opened.upright, opened.kind, opened.exif(), ours=False)
 
 
-def _framed(image: Image.Image, mode: str, target: int) -> Image.Image:
-    left, top = (image.width - target) // 2, (image.height - target) // 2
-    if mode == "center_crop":
-        return image.crop((left, top, left + target, top + target))
-    if mode == "border":
-        white = Image.new("RGB", (target, target), (255, 255, 255))
-        white.paste(image, (-left, -top))
-        return white
-    return image
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _encode(pixels: np.ndarray, resize: "Resize") -> bytes:
+    kind, given = resize.encode_format, resize.encode_quality
+    quality = _DEFAULT_QUALITY[kind] if given is None else given
+    if kind == "jpg":
+        return bytes(simplejpeg.encode_jpeg(pixels, max(1, quality), "RGB", "444"))
+    buffer = io.BytesIO()
+    options = {"compress_level": quality} if kind == "png" else {"quality": quality}
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,88 +1,93 @@
-"""The child of the jail: reads requests from standard input, answers on standard output, and can do nothing else.
+"""The child of the jail: decodes what lies in the shared memory, lays the results there, and can do nothing else.
 
-Run as `python -m mmdata.media.jail_child MEMORY_MIB CPU_S`. It ends when its input does.
+Run as `python -m mmdata.media.jail_child FD MEMORY_MIB DEADLINE_S`. It counts each image that is done, so that its parent
+knows which one it died of; a timer of the kernel's ends it when an image takes too long. It ends when its input does.
 """
 
-import contextlib
-import ctypes
 import io
-import json
 import os
-import resource
-import struct
+import signal
 import sys
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from mmdata.errors import RecordError
-from mmdata.media.image import Resize, decode, transcode
+from mmdata.media.arena import Arena, Bytes
+from mmdata.media.blur import Boxes
+from mmdata.media.image import FORMATS, decode, transcode
+from mmdata.media.jail_locks import lock_in
 
-_HEAD = struct.Struct("<II")
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_PR_SET_NO_NEW_PRIVS = 38
+if TYPE_CHECKING:
+    from mmdata.media.resize import Resize
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_RESIZE = {
+    "image_size": 8, "resize_mode": "center_crop", "resize_only_if_bigger": True, "upscale_interpolation": "lanczos",
+    "downscale_interpolation": "area", "encode_quality": None, "skip_reencode": False, "disable_all_reencoding": False,
+    "min_image_size": 0, "max_image_area": None, "max_aspect_ratio": None, "decode": "exact",
+}  # fmt: skip
 
 
 def main() -> None:
     """Lock the process in, greet, and serve until the input ends."""
-    memory_mib, cpu_s = int(sys.argv[1]), int(sys.argv[2])
+    fd, memory_mib, deadline_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    arena = Arena(fd)
     _warm()
-    _lock_in(memory_mib)
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    _reply(sink, {}, b"")
-    while head := source.read(_HEAD.size):
-        size, data_size = _HEAD.unpack(head)
-        request = json.loads(source.read(size))
-        data = source.read(data_size)
-        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used) + cpu_s, resource.RLIM_INFINITY))
-        _reply(sink, *_answer(request, data))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)  # what a codec prints never reaches a terminal
+    held = lock_in(memory_mib)
+    for batch in iter(lambda: os.read(_STDIN, 1), b""):
+        _greet(arena, held) if batch == b"?" else _serve(arena, deadline_s)
+        os.write(_STDOUT, b".")
 
 
-def _answer(request: dict[str, object], data: bytes) -> tuple[dict[str, object], bytes]:
+def _greet(arena: Arena, held: list[str]) -> None:
+    arena.asked()
+    arena.answer({"held": held}, b"")
+
+
+def _serve(arena: Arena, deadline_s: float) -> None:
+    request, bodies = arena.asked()
+    resize = SimpleNamespace(**request["resize"])
+    for number, data in enumerate(bodies):
+        signal.setitimer(signal.ITIMER_REAL, deadline_s)
+        boxes = request["boxes"][number] if request["boxes"] else ()
+        if not arena.answer(*_answer(request["op"], data, resize, boxes)):
+            break
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(operation: str, data: bytes, resize: SimpleNamespace, boxes: Boxes) -> tuple[dict[str, Any], Bytes]:
     try:
-        if request["op"] == "decode":
+        if operation == "decode":
             pixels = decode(data)
-            return {"shape": pixels.shape}, pixels.tobytes()
-        made = transcode(data, Resize.model_validate(request["resize"]))
-        return {"sizes": made[1:5], "format": made.format, "exif": made.exif}, made.data
+            return {"shape": pixels.shape}, pixels.data.cast("B")
+        made = transcode(data, cast("Resize", resize), boxes)  # its fields; the model's checks are not loaded here
+        return {"sizes": made[1:5], "format": made.format, "exif": made.exif, "ours": made.ours}, made.data
     except RecordError as error:
         return {"outcome": error.outcome, "message": error.message}, b""
     except MemoryError:
         return {"outcome": "decoder_oom", "message": "decoding needs more memory than the jail gives"}, b""
     except Exception as error:  # noqa: BLE001 - whatever a codec raises costs this image alone
-        return {"outcome": "decode_error", "message": f"{type(error).__name__}: {error}"[:200]}, b""
-
-
-def _reply(sink: BinaryIO, head: dict[str, object], body: bytes) -> None:
-    text = json.dumps(head).encode()
-    sink.write(_HEAD.pack(len(text), len(body)) + text + body)
-    sink.flush()
+        oom = "nsufficient memory" in str(error)
+        message = f"{type(error).__name__}: {error}"[:200]
+        return {"outcome": "decoder_oom" if oom else "decode_error", "message": message}, b""
 
 
 def _warm() -> None:
-    """Load every codec while files may still be opened."""
+    """Load every codec and table while files may still be opened."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Image.init()
-    for name in ("JPEG", "PNG", "WEBP", "GIF", "AVIF"):
+    picture = Image.new("RGB", (64, 32))
+    for name in FORMATS:
         buffer = io.BytesIO()
-        with contextlib.suppress(KeyError, OSError):  # a build of Pillow without AVIF
-            Image.new("RGB", (16, 16)).save(buffer, name)
-            transcode(buffer.getvalue(), Resize(image_size=8, resize_mode="center_crop"))
-
-
-def _lock_in(memory_mib: int) -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # where the kernel allows it: an empty network
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - the last file this process opens
-        in_use = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    limit = in_use + (memory_mib << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))  # no further file and no socket can be opened
+        try:
+            picture.save(buffer, name)
+        except (KeyError, OSError):  # a build of Pillow without AVIF
+            continue
+        for kind in ("jpg", "png", "webp"):
+            _answer("transcode", buffer.getvalue(), SimpleNamespace(**_RESIZE, encode_format=kind), [[0, 0, 0.5, 0.5]])
 
 
 if __name__ == "__main__":
