@@ -75,12 +75,24 @@ def compare(
                 error = f"{type(problem).__name__}: {getattr(problem, 'stderr', '') or problem}"[-500:]
         if limit is not None:
             limits.append(limit())
+    return summary(name, (mine, theirs, limits), (peer.name if peer else None, version), unit, error)
+
+
+def summary(
+    name: str,
+    values: tuple[list[float], list[float], list[float]],
+    peer: tuple[str | None, str | None],
+    unit: str,
+    error: str | None = None,
+) -> Result:
+    """Make the line of values taken in turn (ours, the peer's, the limit's), and print it; lower is better."""
+    mine, theirs, limits = values
     median = statistics.median(mine)
     other = statistics.median(theirs) if theirs else None
     floor = statistics.median(limits) if limits else None
     result = Result(
-        name, median, other, peer.name if peer else None, version, other / median if other else None, floor,
-        floor / median if floor else None, unit, runs, (min(mine), max(mine)), error,
+        name, median, other, peer[0], peer[1], other / median if other else None, floor,
+        floor / median if floor else None, unit, len(mine), (min(mine), max(mine)), error,
     )  # fmt: skip
     sys.stdout.write(line(result) + "\n")
     sys.stdout.flush()
