@@ -32,13 +32,19 @@ def fidelity(folder: Path, images: Path, most: int) -> tuple[float, float]:
 
 def stored(folder: Path) -> Iterator[tuple[int, bytes]]:
     """Return number and bytes of every image in the tars of a folder; the number is the url's last part."""
+    for url, image in members(folder):
+        yield int(url.rpartition("/")[2].partition(".")[0]), image
+
+
+def members(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Return url and bytes of every image in the tars of a folder."""
     for path in sorted(folder.rglob("*.tar")):
         with tarfile.open(path) as tar:
             image = b""
             for member in tar:
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
                 if member.name.endswith(".json"):
-                    yield int(json.loads(data)["url"].rpartition("/")[2].partition(".")[0]), image
+                    yield json.loads(data)["url"], image
                 elif not member.name.endswith(".txt"):
                     image = data
 

@@ -138,8 +138,12 @@ def _page(name: str, results: list[Result], notes: str) -> str:
         + f"{'-' if r.share_of_limit is None else f'{r.share_of_limit:.0%}'} | {r.runs} |"
         for r in results
     ]
+    return "\n".join([f"# {name}", "", stamp(name), "", head, *rows, "", notes.strip(), ""])
+
+
+def stamp(name: str) -> str:
+    """Say by what, when, from which commit and where a page was made."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     made = f"Made by `python -m benchmarks.{name}` on {datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}"
-    stamp = f"{made}, {machine}, 2 shared cores."
-    return "\n".join([f"# {name}", "", stamp, "", head, *rows, "", notes.strip(), ""])
+    return f"{made}, {machine}, 2 shared cores."
