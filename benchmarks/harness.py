@@ -75,12 +75,24 @@ def compare(
                 error = f"{type(problem).__name__}: {getattr(problem, 'stderr', '') or problem}"[-500:]
         if limit is not None:
             limits.append(limit())
+    return summary(name, (mine, theirs, limits), (peer.name if peer else None, version), unit, error)
+
+
+def summary(
+    name: str,
+    values: tuple[list[float], list[float], list[float]],
+    peer: tuple[str | None, str | None],
+    unit: str,
+    error: str | None = None,
+) -> Result:
+    """Make the line of values taken in turn (ours, the peer's, the limit's), and print it; lower is better."""
+    mine, theirs, limits = values
     median = statistics.median(mine)
     other = statistics.median(theirs) if theirs else None
     floor = statistics.median(limits) if limits else None
     result = Result(
-        name, median, other, peer.name if peer else None, version, other / median if other else None, floor,
-        floor / median if floor else None, unit, runs, (min(mine), max(mine)), error,
+        name, median, other, peer[0], peer[1], other / median if other else None, floor,
+        floor / median if floor else None, unit, len(mine), (min(mine), max(mine)), error,
     )  # fmt: skip
     sys.stdout.write(line(result) + "\n")
     sys.stdout.flush()
@@ -126,8 +138,12 @@ def _page(name: str, results: list[Result], notes: str) -> str:
         + f"{'-' if r.share_of_limit is None else f'{r.share_of_limit:.0%}'} | {r.runs} |"
         for r in results
     ]
+    return "\n".join([f"# {name}", "", stamp(name), "", head, *rows, "", notes.strip(), ""])
+
+
+def stamp(name: str) -> str:
+    """Say by what, when, from which commit and where a page was made."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
     made = f"Made by `python -m benchmarks.{name}` on {datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}"
-    stamp = f"{made}, {machine}, 2 shared cores."
-    return "\n".join([f"# {name}", "", stamp, "", head, *rows, "", notes.strip(), ""])
+    return f"{made}, {machine}, 2 shared cores."

@@ -1,0 +1,285 @@
+"""The download stage beside img2dataset: CPU and wall time a good image, on a web of 500 hosts with default manners.
+
+    python -m benchmarks.download [--quick] [--json FILE] [--cache FOLDER] [--images N] [--runs N] [--cases NAME ...] [--sweep]
+
+Each run is a process tree of its own, and all its CPU time counts, start and end included. Runs alternate. The web is
+outside of every tree. `--sweep` tries numbers of processes and threads for the peer instead.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.fidelity import fidelity
+from benchmarks.harness import HERE, Result, publish, summary
+from benchmarks.images import make_sets
+from benchmarks.measure import Cost, measure
+from benchmarks.web import Web, serving
+from mmdata.stages.download import Download
+
+IMAGE_PX = 256
+PARTITION_ROWS = 500
+TIMEOUT_S = 240.0
+PSNR_IMAGES = 500
+# The peer's best on two cores by `--sweep`: processes, threads.
+PEER_COUNTS = (2, 32)
+RESIZE = {"image_size": IMAGE_PX, "resize_mode": "keep_ratio_largest", "encode_quality": 95}
+HAS_DECODE = "decode" in Download.model_fields
+NOTES = """
+The unit is milliseconds of CPU time of the whole process tree a good image (`_wall`: of wall time); lower is better. `large`
+has 512 to 1600 px on its longest side and is made to 256 px, `small` has 256 px already; 85 % JPEG, 8 % WebP, 7 % PNG.
+Ours is a plan of one `download` stage on the real engine, two worker processes, default limits and manners (robots.txt, 4
+connections and 0.25 s a host); the peer has neither robots.txt nor limits a host. Both make 256 px on the longest side
+(`keep_ratio_largest`), JPEG of quality 95, SHA-256 of what came, EXIF, and webdataset tars. The limit decodes, resizes and
+encodes the same bytes on all cores, with nothing fetched, stored or hashed. PSNR is to a full decode and a Lanczos resize.
+`dirty` has 10 % dead rows (connection refused, 404, resets) and 5 % tarpits at 1 byte/s; its unit is milliseconds of wall
+time a good row until the last good row was served, and its limit is our own clean run by the same measure; `dirty_wall` is
+until the end.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one side."""
+
+    case: str
+    who: str
+    good: int
+    wall_s: float
+    cpu_s: float
+    ended: bool
+    served_s: float
+    psnr_db: tuple[float, float] | None = None
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time a good image, in milliseconds."""
+        return self.cpu_s / self.good * 1e3
+
+    @property
+    def wall_ms(self) -> float:
+        """Wall time a good image, in milliseconds."""
+        return self.wall_s / self.good * 1e3
+
+    @property
+    def served_ms(self) -> float:
+        """Wall time a good image, from the start until the last good one was served, in milliseconds."""
+        return self.served_s / self.good * 1e3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A web, the images that it serves, and a list of urls; `home` is scratch."""
+
+    web: Web
+    images: Path
+    num_rows: int
+    home: Path
+
+    def list_of(self, *, dirty: bool) -> Path:
+        """Write the list of urls with a caption each, and the catalog beside it; return the list."""
+        folder = self.home / ("dirty" if dirty else "clean")
+        path = folder / "list.parquet"
+        if not path.exists():
+            folder.mkdir(parents=True)
+            num = pq.read_metadata(self.images.with_suffix(".parquet")).num_rows
+            urls = [self.web.url(row, num, dirty=dirty) for row in range(self.num_rows)]
+            pq.write_table(pa.table({"url": urls, "text": [f"picture number {row}" for row in range(self.num_rows)]}), path)
+            (folder / "catalog.yaml").write_text("entries:\n  web: {files: [list.parquet]}\n", encoding="utf-8")
+        return path
+
+    def ours(self, case: str, *, dirty: bool = False, decode: str = "exact", psnr: bool = False) -> Run:
+        """Run our stage once."""
+        stage = RESIZE | ({"decode": decode} if HAS_DECODE else {})
+        source = self.list_of(dirty=dirty).with_name("catalog.yaml")
+        with tempfile.TemporaryDirectory(dir=self.home) as out:
+            options = {
+                "catalog": str(source), "partition_rows": PARTITION_ROWS, "stage": stage, "run_dir": f"{out}/run",
+                "allow": self.web.allow(),
+            }  # fmt: skip
+            return self._run(case, "ours", ["-m", "benchmarks.jobs", "ours"], options, Path(out) if psnr else None)
+
+    def peer(self, case: str, *, dirty: bool = False, counts: tuple[int, int] = PEER_COUNTS, psnr: bool = False) -> Run:
+        """Run img2dataset once."""
+        with tempfile.TemporaryDirectory(dir=self.home) as out:
+            options = RESIZE | {
+                "url_list": str(self.list_of(dirty=dirty)), "input_format": "parquet", "url_col": "url", "caption_col": "text",
+                "output_format": "webdataset", "output_folder": f"{out}/images", "processes_count": counts[0],
+                "thread_count": counts[1], "number_sample_per_shard": PARTITION_ROWS, "resize_only_if_bigger": True,
+                "timeout": 10, "enable_wandb": False,
+            }  # fmt: skip
+            command = [str(HERE / "peers/img2dataset_download.py")]
+            return self._run(case, "img2dataset", command, options, Path(out) if psnr else None)
+
+    def limit(self, case: str) -> Run:
+        """Decode, resize and encode the same bytes once."""
+        options = {"images": str(self.images), "resize": RESIZE}
+        return self._run(case, "limit", ["-m", "benchmarks.jobs", "limit"], options, None)
+
+    def _run(self, case: str, who: str, command: list[str], options: dict[str, Any], out: Path | None) -> Run:
+        with tempfile.NamedTemporaryFile("w", suffix=".json", dir=self.home) as file:
+            json.dump(options, file)
+            file.flush()
+            self.web.stats()
+            cost, printed = measure([sys.executable, *command, file.name], TIMEOUT_S)
+        stats = self.web.stats()
+        run = _run_of(case, who, cost, printed, stats)
+        quality = fidelity(out, self.images, PSNR_IMAGES) if out is not None and cost.ended else None
+        run = Run(**{**asdict(run), "psnr_db": quality})
+        sys.stderr.write(f"  {case:<12}{who:<12}{run.good} good, {run.cpu_ms:.3f} ms CPU, {run.wall_ms:.3f} ms wall{_db(run)}\n")
+        return run
+
+
+def _run_of(case: str, who: str, cost: Cost, printed: str, stats: dict[str, float]) -> Run:
+    good = json.loads(printed.strip().splitlines()[-1])["good"] if cost.ended else int(stats.get("good", 0))
+    if not good:
+        raise RuntimeError(f"{case}: {who} made no image; the web counts {stats}")
+    return Run(case, who, good, cost.wall_s, cost.cpu_s, cost.ended, stats["last_good"] - cost.started)
+
+
+def _db(run: Run) -> str:
+    return "" if run.psnr_db is None else f", PSNR {run.psnr_db[0]:.2f} dB, p10 {run.psnr_db[1]:.2f} dB"
+
+
+def large(bench: Bench, runs: int) -> list[Run]:
+    """Run ours exact and fast, the peer and the limit in turn; name of the case = who is measured."""
+    found = []
+    for turn in range(runs):
+        first = turn == 0
+        found.append(bench.ours("large_exact", decode="exact", psnr=first))
+        if HAS_DECODE:
+            found.append(bench.ours("large_fast", decode="fast", psnr=first))
+        found += [bench.peer("large", psnr=first), bench.limit("large")]
+    return found
+
+
+def small(bench: Bench, runs: int) -> list[Run]:
+    """Run ours, the peer and the limit in turn."""
+    found = []
+    for turn in range(runs):
+        found += [bench.ours("small", psnr=turn == 0), bench.peer("small", psnr=turn == 0), bench.limit("small")]
+    return found
+
+
+def dirty(bench: Bench, runs: int) -> list[Run]:
+    """Run ours clean and dirty in turn; the peer once, for it does not end by itself."""
+    found = []
+    for _ in range(runs):
+        found += [bench.ours("clean"), bench.ours("dirty", dirty=True)]
+    return [*found, bench.peer("dirty", dirty=True)]
+
+
+def sweep(bench: Bench) -> None:
+    """Print what the peer costs by numbers of processes and threads."""
+    for processes in (1, 2, 4):
+        for threads in (8, 16, 32, 64):
+            run = bench.peer("sweep", counts=(processes, threads))
+            print(f"processes_count {processes}, thread_count {threads}: {run.cpu_ms:.3f} ms CPU, {run.wall_ms:.3f} ms wall")
+
+
+CASES = {"large": large, "small": small, "dirty": dirty}
+
+
+def results(found: list[Run]) -> list[Result]:
+    """Make the lines of the page from all runs."""
+    lines: list[Result] = []
+    for name, other in (("large_exact", "large"), ("large_fast", "large"), ("small", "small")):
+        mine, theirs, limits = _of(found, name, "ours"), _of(found, other, "img2dataset"), _of(found, other, "limit")
+        if mine:
+            lines += [_line(name, (mine, theirs, limits), "cpu_ms"), _line(f"{name}_wall", (mine, theirs, limits), "wall_ms")]
+    mine, theirs, clean = (
+        _of(found, case, who) for case, who in (("dirty", "ours"), ("dirty", "img2dataset"), ("clean", "ours"))
+    )
+    if mine:
+        lines += [_line("dirty", (mine, theirs, clean), "served_ms"), _line("dirty_wall", (mine, theirs, clean), "wall_ms")]
+        lines.append(_line("dirty_cpu", (mine, theirs, clean), "cpu_ms"))
+    return lines
+
+
+def _of(found: list[Run], case: str, who: str) -> list[Run]:
+    return [run for run in found if run.case == case and run.who == who]
+
+
+def _line(name: str, runs: tuple[list[Run], list[Run], list[Run]], figure: str) -> Result:
+    mine, theirs, limits = ([float(getattr(run, figure)) for run in side] for side in runs)
+    peer = ("img2dataset", version("img2dataset")) if theirs else (None, None)
+    return summary(name, (mine, theirs, limits), peer, "ms")
+
+
+def notes(found: list[Run], options: argparse.Namespace) -> str:
+    """Return what stands under the table: how it was measured, and how good the images are."""
+    lines = [
+        f"{options.images} images, {options.rows} rows a run, {options.runs} runs. {_peer_note()}",
+        "",
+        "| images of | PSNR mean | PSNR p10 |",
+    ]
+    lines += ["|---|---|---|"]
+    lines += [
+        f"| {run.case}, {run.who} | {run.psnr_db[0]:.2f} dB | {run.psnr_db[1]:.2f} dB |"
+        for run in found
+        if run.psnr_db is not None
+    ]
+    lines += [
+        f"\n{run.case}: {run.who} had not ended after {TIMEOUT_S:.0f} s and was stopped; its good rows are those served by then."
+        for run in found if not run.ended
+    ]  # fmt: skip
+    return NOTES + "\n" + "\n".join(lines)
+
+
+def _peer_note() -> str:
+    counts = f"processes_count {PEER_COUNTS[0]} and thread_count {PEER_COUNTS[1]}, the best of `--sweep`"
+    return f"The peer runs with {counts}, its other options at their defaults (timeout 10)."
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one run of 600 images; never committed")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument(
+        "--cache", type=Path, default=Path.home() / ".cache/mmdata-bench", help="where packages and images are kept"
+    )
+    parser.add_argument("--images", type=int, default=3000, help="how many different images")
+    parser.add_argument("--rows", type=int, help="how many rows a run; default: as many as images")
+    parser.add_argument("--runs", type=int, default=5, help="how many alternating runs")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="which cases")
+    parser.add_argument("--sweep", action="store_true", help="only try the peer's counts of processes and threads")
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.runs = 600, 1
+    options.rows = options.rows or options.images
+    return options
+
+
+def main() -> None:
+    options = _arguments()
+    home = make_sets(options.cache, options.images)
+    found: list[Run] = []
+    for name in options.cases:
+        images = home / ("small" if name == "small" else "large")
+        scratch = Path(tempfile.mkdtemp(dir=options.cache))
+        try:
+            with serving(images) as web:
+                bench = Bench(web, images, options.rows, scratch)
+                if options.sweep:
+                    sweep(bench)
+                    return
+                found += CASES[name](bench, options.runs)
+        finally:
+            shutil.rmtree(scratch)
+    publish("download", results(found), options, notes(found, options))
+    if not options.quick:
+        text = "".join(json.dumps(asdict(run)) + "\n" for run in found)
+        (HERE / "results/download.jsonl").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
