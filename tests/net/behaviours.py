@@ -210,6 +210,7 @@ def _answers() -> dict[str, bytes]:
         "/204": http(b"", status="204 No Content"),
         "/206": http(picture, f"Content-Range: bytes 0-{len(picture) - 1}/{len(picture) * 2}", status="206 Partial Content"),
         "/304": b"HTTP/1.1 304 Not Modified\r\n\r\n",
+        "/switch": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         "/cookie": http(picture, "Set-Cookie: id=1; Path=/", "Set-Cookie: other=2; Domain=hostile.test"),
         "/not-http": b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
         "/nothing": b"",
