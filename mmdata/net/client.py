@@ -76,7 +76,8 @@ class HttpTransport:
             try:
                 await self._ask(Target.of(url), reply)
             except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes a library raise costs this row alone
-                reply.end(_failure(error))
+                late = isinstance(error, TimeoutError) and time.monotonic() - reply.started_s >= self.limits.total_s
+                reply.end(self._late() if late else _failure(error))
         return self._answer(url, reply)
 
     def start(self) -> None:
@@ -151,10 +152,13 @@ class HttpTransport:
         self.pool.sweep(now_s)
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
 
+    def _late(self) -> Failure:
+        return Failure("timeout_total", f"not finished after {self.limits.total_s:g} s")
+
     def _overdue(self, reply: Reply, now_s: float) -> Failure | None:
         limits = self.limits
         if now_s - reply.started_s > limits.total_s:
-            return Failure("timeout_total", f"not finished after {limits.total_s:g} s")
+            return self._late()
         if not reply.in_body:
             late = now_s - reply.asked_s > limits.headers_s
             return Failure("timeout_headers", f"no headers after {limits.headers_s:g} s") if late else None
@@ -220,4 +224,4 @@ def _failure(error: Exception) -> Failure:
         (ValueError, "bad_row"),
     )
     outcome = next((outcome for kind, outcome in kinds if isinstance(error, kind)), "bad_response")
-    return Failure(outcome, f"{type(error).__name__}: {error}")
+    return Failure(outcome, f"{error}" or "no connection in time")

@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import unquote, urlsplit
 
 from mmdata.errors import ConfigError
@@ -70,44 +71,50 @@ class Pool:
         self.tls, self.proxy, self.most = tls, proxy, most
         self.busy: set[Connection] = set()
         self._open: set[Connection] = set()
-        self._idle: dict[Key, list[Connection]] = {}
+        self._idle: dict[Connection, None] = {}  # the one that is idle longest comes first
+        self._kept: dict[Key, list[Connection]] = {}
+        self._num_dialled = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     def take(self, key: Key) -> Connection | None:
         """Return an idle connection, the one used last."""
-        kept = self._idle.get(key)
-        while kept:
-            connection = kept.pop()
-            if connection.is_open:
-                self.busy.add(connection)
-                return connection
-        return None
+        kept = self._kept.get(key)
+        if not kept:
+            return None
+        connection = kept[-1]
+        self._forget(connection)
+        self.busy.add(connection)
+        return connection
 
     def give(self, connection: Connection, now_s: float) -> None:
         """Take a connection back, to be used again if it still can be."""
         self.busy.discard(connection)
         if connection.is_open:
             connection.idle_since_s = now_s
-            self._idle.setdefault(connection.key, []).append(connection)
+            self._idle[connection] = None
+            self._kept.setdefault(connection.key, []).append(connection)
 
     def sweep(self, now_s: float) -> None:
         """Close what has been idle for long."""
-        for key, kept in list(self._idle.items()):
-            for connection in kept:
-                if now_s - connection.idle_since_s > IDLE_S:
-                    connection.close()
-            self._idle[key] = [connection for connection in kept if connection.is_open]
-            if not self._idle[key]:
-                del self._idle[key]
+        for connection in list(self._idle):
+            if now_s - connection.idle_since_s <= IDLE_S:
+                return
+            self._end(connection)
 
     async def connect(self, target: Target) -> Connection:
         """Open a connection to a target; raise Refused, Blocked, Unresolved or OSError where there is no way to it."""
-        if len(self._open) >= self.most:
-            self._close_oldest()
-        if self.proxy is None:
-            connection = await self._dial(target, target.host if target.scheme == "https" else None)
-        else:
-            self._check_literally(target)
-            connection = await self._dial(self.proxy.target, None)
+        self._num_dialled += 1
+        try:
+            self._make_room()
+            if self.proxy is None:
+                connection = await self._dial(target, target.host if target.scheme == "https" else None)
+            else:
+                self._check_literally(target)
+                connection = await self._dial(self.proxy.target, None)
+        finally:
+            self._num_dialled -= 1
         connection.key = target.key
         if self.proxy is not None and target.scheme == "https":
             await self._tunnel(connection, target, self.proxy)
@@ -186,16 +193,28 @@ class Pool:
         else:
             self.guard.check_name(target.host, target.port)
 
-    def _close_oldest(self) -> None:
-        idle = [connection for kept in self._idle.values() for connection in kept]
-        if idle:
-            min(idle, key=lambda connection: connection.idle_since_s).close()
+    def _make_room(self) -> None:
+        """Close what has been idle longest, until what is being dialled fits in."""
+        over = len(self._open) + self._num_dialled - self.most
+        for connection in list(islice(self._idle, max(over, 0))):
+            self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        self._lost(connection)
+        connection.close()
 
     def _lost(self, connection: Connection) -> None:
         self._open.discard(connection)
-        kept = self._idle.get(connection.key)
-        if kept and connection in kept:
+        self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        """Take a connection out of the idle ones, if it is there."""
+        if connection in self._idle:
+            del self._idle[connection]
+            kept = self._kept[connection.key]
             kept.remove(connection)
+            if not kept:
+                del self._kept[connection.key]
 
 
 def _judge_tunnel(reply: Reply) -> None:

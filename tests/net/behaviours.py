@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import functools
 import gzip
 import io
@@ -39,7 +40,7 @@ def raw(data: bytes) -> Behaviour:
     async def send(exchange: Exchange) -> None:
         await exchange.send(data)
         head = data.partition(b"\r\n\r\n")[0].lower()
-        exchange.keep = b"\r\ncontent-length:" in head and b"\r\nconnection: close" not in head and _is_whole(data)
+        exchange.keep = b"\r\nconnection: close" not in head and _is_whole(data)
 
     return send
 
@@ -75,8 +76,10 @@ async def flaky(exchange: Exchange) -> None:
 
 
 async def silence(exchange: Exchange) -> None:
-    """Accept, then say nothing."""
-    await asyncio.sleep(float(exchange.option("seconds", "3600")))
+    """Accept, then say nothing until the visitor leaves."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(float(exchange.option("seconds", "3600"))):
+            await exchange.reader.read()
 
 
 async def slow_headers(exchange: Exchange) -> None:
@@ -171,6 +174,27 @@ async def reset_if_reused(exchange: Exchange) -> None:
         await ok(exchange)
 
 
+def tunnel(port: int) -> Behaviour:
+    """Let whoever asks by CONNECT talk to a port of this machine."""
+
+    async def relay(exchange: Exchange) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await exchange.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        try:
+            await asyncio.gather(_copy(exchange.reader, writer), _copy(reader, exchange.writer))
+        finally:
+            writer.close()
+
+    return relay
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
 def _encoded(data: bytes, encoding: str) -> bytes:
     return http(data, "Content-Type: image/jpeg", f"Content-Encoding: {encoding}")
 
@@ -182,7 +206,7 @@ def _chunked(data: bytes, *headers: bytes) -> bytes:
 def _is_whole(data: bytes) -> bool:
     head, _, body = data.partition(b"\r\n\r\n")
     lengths = {line.partition(b":")[2].strip() for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")}
-    return lengths == {str(len(body)).encode()}
+    return lengths == {str(len(body)).encode()} or (not lengths and body.endswith(b"\r\n0\r\n\r\n"))
 
 
 def _answers() -> dict[str, bytes]:

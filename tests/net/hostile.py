@@ -9,8 +9,9 @@
         server.hits, server.peak("a.hostile.test"), server.shortest_gap_s("a.hostile.test")
         assert server.canary_hits == 0   # 127.0.0.2, same port: whoever connects there got around the guard
 
-`hostile_server(tls=context)` speaks TLS. It runs in a thread of its own, so tests, the command line and other processes
-can all be its clients. A connection lives `LONGEST_S` at most, an answer has `MOST_BYTES` at most.
+`hostile_server(tls=context)` speaks TLS. As a forward proxy it answers as any host, and `CONNECT` by `on("CONNECT", ...)`.
+It runs in a thread of its own, so tests, the command line and other processes can all be its clients. A connection lives
+`LONGEST_S` at most, an answer has `MOST_BYTES` at most.
 """
 
 import asyncio
@@ -54,6 +55,7 @@ class Exchange:
     """One request being answered; a behaviour sends what it likes and may say `keep` to go on with the connection."""
 
     hit: Hit
+    reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     server: "HostileServer"
     keep: bool = False
@@ -162,7 +164,7 @@ class HostileServer:
         keep = True
         while keep:
             head = await reader.readuntil(b"\r\n\r\n")
-            exchange = Exchange(_hit(head, connection), writer, self)
+            exchange = Exchange(_hit(head, connection), reader, writer, self)
             self.hits.append(exchange.hit)
             try:
                 await self._behaviour(exchange)(exchange)
@@ -175,9 +177,10 @@ class HostileServer:
 
         parts = urlsplit(exchange.hit.path)
         exchange.query = parse_qs(parts.query, keep_blank_values=True)
-        own = self._own.get((exchange.hit.host, parts.path)) or self._own.get((None, parts.path))
+        path = parts.path if exchange.hit.method != "CONNECT" else "CONNECT"
+        own = self._own.get((exchange.hit.host, path)) or self._own.get((None, path))
         if not own:
-            return BEHAVIOURS.get(parts.path, missing)
+            return BEHAVIOURS.get(path, missing)
         answer = own.pop(0) if len(own) > 1 else own[0]
         return raw(answer) if isinstance(answer, bytes) else answer
 

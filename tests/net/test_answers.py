@@ -86,15 +86,15 @@ def test_a_body_without_length_ends_with_the_connection(hostile: HostileServer) 
 @pytest.mark.parametrize(
     ("path", "query", "expected"),
     [
-        pytest.param("/slow-headers", {"every": 0.02}, "timeout_headers", marks=pytest.mark.fault("N02")),
-        pytest.param("/slow-body", {"every": 0.05}, "too_slow", marks=pytest.mark.fault("N03")),
-        pytest.param("/silence", {}, "timeout_headers", marks=pytest.mark.fault("N04")),
-        pytest.param("/late-body", {}, "timeout_idle", marks=pytest.mark.fault("N03")),
+        pytest.param("/slow-headers", "?every=0.02", "timeout_headers", marks=pytest.mark.fault("N02")),
+        pytest.param("/slow-body", "?every=0.05", "too_slow", marks=pytest.mark.fault("N03")),
+        pytest.param("/silence", "", "timeout_headers", marks=pytest.mark.fault("N04")),
+        pytest.param("/late-body", "", "timeout_idle", marks=pytest.mark.fault("N03")),
     ],
 )
-def test_a_slow_server_is_left_in_time(hostile: HostileServer, path: str, query: dict[str, float], expected: str) -> None:
+def test_a_slow_server_is_left_in_time(hostile: HostileServer, path: str, query: str, expected: str) -> None:
     started = time.monotonic()
-    (result,) = ask(hostile, hostile.url(path, **query))
+    (result,) = ask(hostile, hostile.url(path + query))
     assert outcome(result) == expected
     assert time.monotonic() - started < QUICK.headers_s + 1
     assert 0.3 < result.elapsed_s < 2
