@@ -220,7 +220,7 @@ def _answers() -> dict[str, bytes]:
         "/negative-length": http(picture, length=-1),
         "/chunked": _chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(picture), picture)),
         "/chunked-cut": _chunked(b"4\r\ndata\r\n"),
-        "/chunk-overflow": _chunked(b"FFFFFFFFFFFFFFFF\r\ndata\r\n0\r\n\r\n"),
+        "/chunk-overflow": _chunked(b"FFFFFFFFFFFFFFFF\r\ndata\r\n"),
         "/chunk-negative": _chunked(b"-4\r\ndata\r\n0\r\n\r\n"),
         "/gzip-bomb": _encoded(gzip_bomb(), "gzip"),
         "/ten-encodings": _encoded(picture, ", ".join(["gzip"] * 10)),
