@@ -31,7 +31,7 @@ def test_starting_is_light() -> None:
     code = (
         "import sys; from mmdata.cli.main import app; from typer.testing import CliRunner; "
         "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0, r.output; "
-        "print(sorted({'ray', 'torch', 'polars', 'open_clip', 'aiohttp'} & set(sys.modules)))"
+        "print(sorted({'ray', 'torch', 'polars', 'open_clip', 'httptools'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

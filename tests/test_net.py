@@ -111,7 +111,7 @@ def test_an_opt_out_costs_one_request() -> None:
 
 def test_nothing_on_loopback_is_dialled_by_default() -> None:
     with raw_server(http(b"secret")) as (port, asked):
-        assert outcome(fetch(f"http://127.0.0.1:{port}/")) == "blocked_port"
+        assert outcome(fetch(f"http://127.0.0.1:{port}/")) == "blocked_address"
         assert outcome(fetch("http://127.0.0.1/")) == "blocked_address"
         assert outcome(fetch("http://localhost/")) == "blocked_address"
         assert not asked
@@ -152,8 +152,10 @@ def test_public_addresses(address: str) -> None:
 def test_an_allowance_is_exact() -> None:
     guard = Guard(("127.0.0.1:8080", "*.demo.localhost=127.0.0.1:9090"))
     guard.check("127.0.0.1", 8080)
-    with pytest.raises(Blocked, match="port 8081"):
+    with pytest.raises(Blocked, match=r"127\.0\.0\.1 is not a public address"):
         guard.check("127.0.0.1", 8081)
+    with pytest.raises(Blocked, match="port 8081"):
+        guard.check("8.8.8.8", 8081)
     assert guard.place_of("a.demo.localhost.") == ("127.0.0.1", 9090)
     assert guard.place_of("example.com") is None
     with pytest.raises(ConfigError, match="not an allowance"):

@@ -1,159 +1,227 @@
-"""The HTTP transport; the only file that imports the HTTP library and maps its errors to ours.
+"""The HTTP transport: one request at a time over a shared pool of connections, each under its clocks.
 
-Four clocks stand over every request (connect, headers, idle, total) and a minimum rate; bytes are counted while they are
-read. Sockets are made by the guard alone.
+The clocks are connect, headers, idle and total, and a minimum rate; one timer looks at all requests under way, so a
+request costs no timer of its own. Nothing is decompressed: identity is asked, and any other encoding is refused.
 """
 
 import asyncio
-import socket
+import functools
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-
+from mmdata.errors import ConfigError
 from mmdata.net.answers import Failure, Fetched
+from mmdata.net.dns import NameCache, Resolver, ServerResolver, SystemResolver, Unresolved
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
 from mmdata.net.manners import opt_out
+from mmdata.net.pool import Pool, Proxy, Refused
+from mmdata.net.target import Target
+from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
-_MAX_HEADER = 8190
-_CHUNK = 1 << 16
+T = TypeVar("T")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
+_OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
 
 
-class GuardedResolver(AbstractResolver):
-    """Resolves names: by an allowance that names them, else by the system. Addresses are judged where they are dialled."""
+@dataclass(frozen=True)
+class Options:
+    """How requests leave, beyond limits and guard; nothing of it comes from the environment.
 
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
-        self.system = aiohttp.ThreadedResolver()
+    proxy        `http://[USER:PASSWORD@]HOST:PORT`; the address guard then judges the proxy's address
+    headers      further headers by host name; sent to that host alone, never shown
+    nameservers  `ADDRESS[:PORT]`s that are asked in place of the system's resolver
+    resolver     whoever answers in place of both
+    dns_s        seconds that one lookup may take
+    tls          a TLS context in place of the default one, which trusts what the system trusts
+    opted_out    says which header refuses media, if one does; the body is then not read
+    """
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
-        """Return the addresses of a name."""
-        place = self.guard.place_of(host)
-        if place is None:
-            return await self.system.resolve(host, port, family)
-        address, own_port = place
-        family_ = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return [ResolveResult(hostname=host, host=address, port=own_port, family=family_, proto=0, flags=0)]
-
-    async def close(self) -> None:
-        """Nothing to close."""
+    proxy: str = field(default="", repr=False)
+    headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    nameservers: tuple[str, ...] = ()
+    resolver: Resolver | None = None
+    dns_s: float = 5.0
+    tls: ssl.SSLContext | None = None
+    opted_out: Callable[[Mapping[str, str]], str | None] = opt_out
 
 
 class HttpTransport:
-    """One request at a time over a shared pool of connections."""
+    """Fetches one url a call; as many at once as there may be connections."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: Limits) -> None:
-        self.session, self.limits = session, limits
+    def __init__(self, pool: Pool, agent: str, options: Options) -> None:
+        self.pool, self.limits, self.options = pool, pool.limits, options
         self.num_requests = 0
         self.num_bytes = 0
+        self._headers = f"User-Agent: {agent}\r\nAccept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n".encode("latin-1")
+        self._own = {name.lower().rstrip("."): _checked(name, own) for name, own in options.headers.items()}
+        self._turns = asyncio.Semaphore(pool.most)
+        self._judges = {media: functools.partial(self._judge, media) for media in (True, False)}
+        limits = self.limits
+        clocks = (limits.headers_s, limits.idle_s, limits.total_s, limits.slow_after_s)
+        self._tick_s = min(max(min(clocks) / 10, 0.01), 0.25)
+        self._looked_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
         """Fetch one url within the limits; an opt-out is for media, a robots.txt is read in any case."""
         self.num_requests += 1
-        try:
-            async with asyncio.timeout(self.limits.total_s):
-                return await self._get(url, media)
-        except TimeoutError:
-            return Failure("timeout_total", f"not finished after {self.limits.total_s:g} s", url)
-        except Blocked as error:
-            return Failure(error.outcome, error.detail, url)
-        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
-            return Failure(_outcome(error), f"{type(error).__name__}: {error}"[:300], url)
-        except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes the library raise costs this row alone
-            return Failure("bad_response", f"{type(error).__name__}: {error}"[:300], url)
+        async with self._turns:
+            reply = Reply(self._judges[media], self.limits.max_bytes, asyncio.get_running_loop())
+            try:
+                await self._ask(Target.of(url), reply)
+            except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes a library raise costs this row alone
+                late = isinstance(error, TimeoutError) and time.monotonic() - reply.started_s >= self.limits.total_s
+                reply.end(self._late() if late else _failure(error))
+        return self._answer(url, reply)
 
-    async def _get(self, url: str, media: bool) -> Fetched | Failure:
-        request = self.session.get(url, allow_redirects=False)
-        try:
-            async with asyncio.timeout(self.limits.headers_s):
-                response = await request
-        except aiohttp.ServerTimeoutError as error:
-            return Failure("timeout_connect", f"{error}"[:300], url)
-        except TimeoutError:
-            return Failure("timeout_headers", f"no headers after {self.limits.headers_s:g} s", url)
-        async with response:
-            headers = _headers(response)
-            if response.status != 200 or (media and opt_out(headers)):
-                response.close()
-                return Fetched(response.status, headers, url=url)
-            if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-                response.close()
-                return Failure("bad_encoding", f"Content-Encoding {headers['content-encoding']}, identity was asked", url)
-            body = await self._body(response, url)
-            return body if isinstance(body, Failure) else Fetched(response.status, headers, body, url)
+    def start(self) -> None:
+        """Start the clocks."""
+        self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
 
-    async def _body(self, response: aiohttp.ClientResponse, url: str) -> bytes | Failure:
-        cap, started = self.limits.max_bytes, time.monotonic()
-        if (response.content_length or 0) > cap:
-            response.close()
-            return Failure("too_large", f"Content-Length {response.content_length} is above {cap}", url)
-        chunks, size = [], 0
-        try:
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                chunks.append(chunk)
-                size += len(chunk)
-                self.num_bytes += len(chunk)
-                elapsed = time.monotonic() - started
-                if size > cap:
-                    response.close()
-                    return Failure("too_large", f"more than {cap} bytes", url)
-                if elapsed > self.limits.slow_after_s and size < elapsed * self.limits.min_bytes_per_s:
-                    response.close()
-                    return Failure("too_slow", f"{size} bytes in {elapsed:.0f} s", url)
-        except aiohttp.SocketTimeoutError:
-            return Failure("timeout_idle", f"nothing for {self.limits.idle_s:g} s", url)
-        return b"".join(chunks)
+    async def close(self) -> None:
+        """End every connection, and the clocks."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.pool.close()
+
+    async def _ask(self, target: Target, reply: Reply) -> None:
+        request = self._request(target)
+        connection = self.pool.take(target.key)
+        while not reply.over:
+            reused = connection is not None
+            if connection is None:
+                async with asyncio.timeout(self.limits.total_s):
+                    connection = await self.pool.connect(target)
+            reply.address = connection.address
+            try:
+                await connection.ask(request, reply)
+            finally:
+                self.pool.give(connection, reply.last_s)
+            if reused and reply.failure is not None and reply.untouched and reply.failure.outcome == "conn_reset":
+                # The server had closed a kept connection before it read the request: nothing was asked yet.
+                reply.again()
+                connection = None
+
+    def _request(self, target: Target) -> bytes:
+        own = self._own.get(target.host, {})
+        if self.pool.proxy is None or target.scheme == "https":
+            return target.request(self._headers, own)
+        return target.request(self._headers, {**own, **self.pool.proxy.headers}, absolute=True)
+
+    def _judge(self, media: bool, reply: Reply) -> None:
+        """Say at the headers whether the body is wanted."""
+        headers, cap = reply.headers, self.limits.max_bytes
+        length = int(headers.get("content-length", "0"))
+        if reply.status != 200:
+            reply.skip()
+            if length > MOST_SKIPPED_BYTES:
+                reply.end()
+        elif media and self.options.opted_out(headers):
+            reply.end()
+        elif headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            reply.end(Failure("bad_encoding", f"Content-Encoding {headers['content-encoding'][:80]}, identity was asked"))
+        elif headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+            reply.end(Failure("bad_encoding", f"Transfer-Encoding {headers['transfer-encoding'][:80]}, identity was asked"))
+        elif length > cap:
+            reply.end(Failure("too_large", f"Content-Length {length} is above {cap}"))
+
+    def _answer(self, url: str, reply: Reply) -> Fetched | Failure:
+        self.num_bytes += reply.num_bytes
+        elapsed_s = time.monotonic() - reply.started_s
+        failure = reply.failure
+        if failure is not None:
+            return Failure(failure.outcome, failure.detail[:300], url, address=reply.address, elapsed_s=elapsed_s)
+        body = b"".join(reply.body)
+        return Fetched(reply.status, reply.headers, body, url, address=reply.address, elapsed_s=elapsed_s)
+
+    def _look(self) -> None:
+        """Look at the clocks of every request under way."""
+        now_s = time.monotonic()
+        for connection in list(self.pool.busy):
+            reply = connection.reply
+            failure = self._overdue(reply, now_s) if reply is not None else None
+            if reply is not None and failure is not None:
+                reply.end(None if reply.skipped else failure)
+        self._looked_s = now_s
+        self.pool.sweep(now_s)
+        self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
+
+    def _late(self) -> Failure:
+        return Failure("timeout_total", f"not finished after {self.limits.total_s:g} s")
+
+    def _overdue(self, reply: Reply, now_s: float) -> Failure | None:
+        limits = self.limits
+        if now_s - reply.started_s > limits.total_s:
+            return self._late()
+        if not reply.in_body:
+            late = now_s - reply.asked_s > limits.headers_s
+            return Failure("timeout_headers", f"no headers after {limits.headers_s:g} s") if late else None
+        if now_s - reply.last_s > limits.idle_s:
+            return Failure("timeout_idle", f"nothing for {limits.idle_s:g} s")
+        body_s = now_s - reply.body_from_s
+        if reply.last_s < self._looked_s:
+            return None  # silence is the idle clock's
+        if body_s > limits.slow_after_s and reply.num_bytes < body_s * limits.min_bytes_per_s:
+            return Failure("too_slow", f"{reply.num_bytes} bytes in {body_s:.1f} s")
+        return None
 
 
 @asynccontextmanager
-async def open_transport(guard: Guard, limits: Limits, agent: str, connections: int) -> AsyncIterator[HttpTransport]:
+async def open_transport(
+    guard: Guard, limits: Limits, agent: str, connections: int, options: Options | None = None
+) -> AsyncIterator[HttpTransport]:
     """Open the pool of connections for as long as the context lasts."""
-    connector = aiohttp.TCPConnector(
-        limit=connections,
-        resolver=GuardedResolver(guard),
-        ttl_dns_cache=300,
-        ssl=ssl.create_default_context(),
-        socket_factory=guard.socket,
-    )
-    session = aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s, sock_read=limits.idle_s),
-        headers={"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        max_line_size=_MAX_HEADER,
-        max_field_size=_MAX_HEADER,
-    )
-    async with session:
-        yield HttpTransport(session, limits)
+    options = options or Options()
+    resolver = options.resolver or (ServerResolver(options.nameservers) if options.nameservers else SystemResolver())
+    names = NameCache(resolver, deadline_s=options.dns_s)
+    proxy = Proxy.parse(options.proxy) if options.proxy else None
+    transport = HttpTransport(Pool(guard, names, limits, options.tls or _tls(), proxy, connections), agent, options)
+    transport.start()
+    try:
+        yield transport
+    finally:
+        await transport.close()
 
 
-def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
-    joined: dict[str, str] = {}
-    for name, value in response.headers.items():
-        key = name.lower()
-        joined[key] = f"{joined[key]}, {value}" if key in joined else value
-    return joined
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run fetching work to its end: on uvloop where it is installed, else on asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
 
-def _outcome(error: Exception) -> str:
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _checked(host: str, own: Mapping[str, str]) -> dict[str, str]:
+    for name, value in own.items():
+        if not _HEADER.fullmatch(f"{name}: {value}") or name.lower() in _OURS:
+            # The value is not shown: it may be a secret.
+            raise ConfigError(f"headers for {host}: `{name}` cannot be set", hint="a header is one line of printable characters")
+    return dict(own)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, Refused):
+        return error.failure
+    if isinstance(error, Blocked):
+        return Failure(error.outcome, error.detail)
     kinds: tuple[tuple[type[Exception], str], ...] = (
-        (aiohttp.ClientConnectorDNSError, "dns"),
-        (aiohttp.ClientSSLError, "tls"),
+        (Unresolved, "dns"),
         (ssl.SSLError, "tls"),
-        (aiohttp.SocketTimeoutError, "timeout_idle"),
-        (aiohttp.ServerTimeoutError, "timeout_connect"),
-        (aiohttp.ClientPayloadError, "short_body"),
-        (aiohttp.InvalidURL, "bad_row"),
-        (aiohttp.ClientResponseError, "bad_response"),
-        (aiohttp.ClientConnectorError, "conn_reset"),
-        (aiohttp.ServerDisconnectedError, "conn_reset"),
+        (TimeoutError, "timeout_connect"),
         (OSError, "conn_reset"),
         (ValueError, "bad_row"),
     )
-    return next((outcome for kind, outcome in kinds if isinstance(error, kind)), "bad_response")
+    outcome = next((outcome for kind, outcome in kinds if isinstance(error, kind)), "bad_response")
+    return Failure(outcome, f"{error}" or "no connection in time")

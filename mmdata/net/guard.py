@@ -20,6 +20,9 @@ _DENIED = tuple(ip_network(text) for text in (
     "3fff::/20", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
 ))  # fmt: skip
 _GLOBAL_UNICAST = ip_network("2000::/3")
+# Where clouds and clusters keep credentials; `internal` is reserved for private networks, so no public site has it.
+_PRIVATE_NAMES = ("metadata", "instance-data", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
+_PRIVATE_SUFFIXES = (".internal", ".cluster.local")
 _ISATAP = (0x5EFE, 0x2005EFE)  # the middle of an interface id that holds an IPv4 address
 
 
@@ -64,10 +67,17 @@ class Guard:
         """Raise Blocked unless this address and port may be dialled."""
         if any((a.address, a.port) == (address, port) for a in self.allowances):
             return
-        if port not in PORTS:
-            raise Blocked("blocked_port", f"port {port} is not 80 or 443")
         if not is_public(address):
             raise Blocked("blocked_address", f"{address} is not a public address")
+        if port not in PORTS:
+            raise Blocked("blocked_port", f"port {port} is not 80 or 443")
+
+    def check_name(self, name: str, port: int) -> None:
+        """Raise Blocked for a name or port that is refused whatever its address: names of private networks' services."""
+        if name in _PRIVATE_NAMES or name.endswith(_PRIVATE_SUFFIXES):
+            raise Blocked("blocked_address", f"{name} names a service of a private network")
+        if port not in PORTS and all(a.port != port for a in self.allowances):
+            raise Blocked("blocked_port", f"port {port} is not 80 or 443")
 
     def socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
         """Create the socket for one resolved address, or refuse."""

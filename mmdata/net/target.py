@@ -1,0 +1,99 @@
+"""What a url asks for: the host that is dialled and the bytes of the request, each made from the url's parts.
+
+A user and password in a url are left out, as is the fragment. A redirect makes a new target, so what belongs to one host
+is never sent to another.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote, urlsplit
+
+import idna
+
+from mmdata.net.dns import literal
+
+Key = tuple[str, str, int]
+_PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?\.?")
+# What RFC 3986 allows in a path and a query, `%` included: what is escaped already stays so.
+_SAFE = "!#$%&'()*+,/:;=?@[]~"
+_PLAIN = re.compile(r"[\w.!#$%&'()*+,/:;=?@\[\]~-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a url leads.
+
+    host    a name in lower case and ASCII, or an address
+    path    path and query as they are sent
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    is_address: bool
+
+    @classmethod
+    def of(cls, url: str) -> "Target":
+        """Read a url; raise ValueError for one that leads nowhere."""
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS:
+            raise ValueError(f"scheme `{parts.scheme}` is not http or https")
+        host, is_address = _host(parts.hostname or "")
+        port = parts.port if parts.port is not None else _PORTS[parts.scheme]
+        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        return cls(parts.scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
+
+    @property
+    def key(self) -> Key:
+        """What two targets share when one connection serves both."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def authority(self) -> str:
+        """Host and port as the `Host` header names them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def request(self, headers: bytes, own: Mapping[str, str], *, absolute: bool = False) -> bytes:
+        """Write the request.
+
+        headers   the lines that every request has
+        own       headers for this host alone
+        absolute  name the host in the first line, as a proxy wants it
+        """
+        where = f"{self.scheme}://{self.authority}{self.path}" if absolute else self.path
+        head = f"GET {where} HTTP/1.1\r\nHost: {self.authority}\r\n".encode("ascii")
+        extra = "".join(f"{name}: {value}\r\n" for name, value in own.items()).encode("latin-1") if own else b""
+        return b"".join((head, headers, extra, b"\r\n"))
+
+    def tunnel(self, own: Mapping[str, str]) -> bytes:
+        """Write the request that asks a proxy for a way to the target."""
+        where = f"{self.authority}:{self.port}" if self.port == _PORTS[self.scheme] else self.authority
+        extra = "".join(f"{name}: {value}\r\n" for name, value in own.items())
+        return f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{extra}\r\n".encode("latin-1")
+
+
+@lru_cache(maxsize=4096)
+def _host(text: str) -> tuple[str, bool]:
+    """Return a host as it is dialled, and whether it is an address."""
+    name = text if text.isascii() else _ascii(text)
+    if not name:
+        raise ValueError("a url without a host")
+    address = literal(name) if "%" not in name else None
+    if address is not None:
+        return address, True
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ValueError(f"`{text[:80]}` is not a host name")
+    return name.rstrip("."), False
+
+
+def _ascii(text: str) -> str:
+    try:
+        return idna.encode(text, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        # The older rules, which know emoji; digits in other scripts become plain ones here too.
+        return text.encode("idna").decode("ascii").lower()
