@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from mmdata.net.answers import Failure, Fetched
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
-from mmdata.net.manners import opt_out
+from mmdata.net.optout import Refuse, opt_out
 
 _MAX_HEADER = 8190
 _CHUNK = 1 << 16
@@ -51,12 +51,14 @@ class HttpTransport:
         self.num_requests = 0
         self.num_bytes = 0
 
-    async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
+    async def get(
+        self, url: str, *, media: bool = True, refuse: Refuse | None = None, headers: Mapping[str, str] | None = None
+    ) -> Fetched | Failure:
         """Fetch one url within the limits; an opt-out is for media, a robots.txt is read in any case."""
         self.num_requests += 1
         try:
             async with asyncio.timeout(self.limits.total_s):
-                return await self._get(url, media)
+                return await self._get(url, (refuse or opt_out) if media else None, headers)
         except TimeoutError:
             return Failure("timeout_total", f"not finished after {self.limits.total_s:g} s", url)
         except Blocked as error:
@@ -66,8 +68,12 @@ class HttpTransport:
         except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes the library raise costs this row alone
             return Failure("bad_response", f"{type(error).__name__}: {error}"[:300], url)
 
-    async def _get(self, url: str, media: bool) -> Fetched | Failure:
-        request = self.session.get(url, allow_redirects=False)
+    async def address(self, host: str) -> str:
+        """Return that the address is not known before it is dialled."""
+        return ""
+
+    async def _get(self, url: str, refuse: Refuse | None, sent: Mapping[str, str] | None) -> Fetched | Failure:
+        request = self.session.get(url, allow_redirects=False, headers=sent)
         try:
             async with asyncio.timeout(self.limits.headers_s):
                 response = await request
@@ -77,7 +83,7 @@ class HttpTransport:
             return Failure("timeout_headers", f"no headers after {self.limits.headers_s:g} s", url)
         async with response:
             headers = _headers(response)
-            if response.status != 200 or (media and opt_out(headers)):
+            if response.status != 200 or (refuse and refuse(headers)):
                 response.close()
                 return Fetched(response.status, headers, url=url)
             if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from mmdata.errors import RecordError
 from mmdata.media import Jail, Resize
-from mmdata.net import Failure, Fetcher, Guard, Limits
+from mmdata.net import Failure, Fetcher, Guard, Limits, Policy
 from mmdata.schema import OUTCOME, PAYLOAD, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard
 from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
@@ -115,7 +115,7 @@ class _Job:
         stage, turns = self.stage, asyncio.Semaphore(self.stage.connections)
         loop = asyncio.get_running_loop()
         async with open_transport(Guard(self.ctx.allow), stage.limits, stage.agent, stage.connections) as transport:
-            fetcher = Fetcher(transport, stage.limits, stage.agent, stage.robots)
+            fetcher = Fetcher(transport, Policy(stage.limits, stage.agent, stage.robots, connections=stage.connections))
 
             async def one(index: int, url: str) -> None:
                 async with turns:
