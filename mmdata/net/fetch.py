@@ -176,10 +176,10 @@ class Fetcher:
         denied = policy.denied(url) if policy.denied else None
         if denied:
             return Failure("denylisted", denied, url, rule=denied)
-        site = await self.sites.of(target)
+        site = self.sites.known(target) or await self.sites.read(target)
         if isinstance(site, Failure):
             return replace(site, url=url)
-        rule = site.verdict(url, policy.signals)
+        rule = site.verdict(url)
         if isinstance(rule, Failure):
             return rule
         refuse = self._judge.with_file(site.reservations.rule(url))

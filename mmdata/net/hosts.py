@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ MAX_CONNECTIONS = 511
 _CAPACITY = 1 << 18
 _PROBES = 8
 _FORGET_S = 3600.0
-# A record: its key; when the next request may start; until when the host asked to be left alone (Retry-After); until when
-# the breaker is open; failures in a row.
-_RECORD = struct.Struct("<QdddQ")
-_NEXT_AT, _ASKED_AT, _OPEN_AT, _FAILURES_AT = 8, 16, 24, 32
-_SECONDS, _COUNT = struct.Struct("<d"), struct.Struct("<Q")
+# A record is five words: its key; when the next request may start; until when the host asked to be left alone
+# (Retry-After); until when the breaker is open; failures in a row. The three in the middle are seconds.
+_WORDS = 5
+_NEXT, _ASKED, _OPEN, _FAILURES = 1, 2, 3, 4
+_SIZE = _CAPACITY * _WORDS * 8
 _LOCKS = MAX_CONNECTIONS + 1  # bytes of the lock file that a record owns: one for itself, one for each connection
 
 
@@ -53,20 +52,23 @@ class HostTable:
         self._places: dict[str, Place] = {}
         self._file: int | None = None
         if folder is None:
-            self._map = mmap.mmap(-1, _CAPACITY * _RECORD.size)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        table = os.open(folder / "table", flags, 0o600)
-        try:
-            os.ftruncate(table, _CAPACITY * _RECORD.size)  # sparse: what no host uses takes no space
-            self._map = mmap.mmap(table, _CAPACITY * _RECORD.size)
-        finally:
-            os.close(table)
-        self._file = os.open(folder / "locks", flags, 0o600)
+            self._map = mmap.mmap(-1, _SIZE)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            table = os.open(folder / "table", flags, 0o600)
+            try:
+                os.ftruncate(table, _SIZE)  # sparse: what no host uses takes no space
+                self._map = mmap.mmap(table, _SIZE)
+            finally:
+                os.close(table)
+            self._file = os.open(folder / "locks", flags, 0o600)
+        self._counts, self._seconds = memoryview(self._map).cast("Q"), memoryview(self._map).cast("d")
 
     def close(self) -> None:
         """End all requests counted here, and let go of the files."""
+        self._counts.release()
+        self._seconds.release()
         self._map.close()
         if self._file is not None:
             os.close(self._file)
@@ -78,134 +80,126 @@ class HostTable:
             found = self._places[name] = Place(name, limit, interval_s)
         return found
 
+    def wait_s(self, place: Place) -> float:
+        """Return the seconds until a place's interval has passed; 0 or less when it has."""
+        return self._seconds[self._at(place) + _NEXT] - time.monotonic()
+
+    def rests_s(self, place: Place) -> float:
+        """Return for how many seconds a place is to be left alone; 0 or less when it need not be."""
+        at = self._at(place)
+        until = max(self._seconds[at + _ASKED], self._seconds[at + _OPEN])
+        return until - time.monotonic() if until else 0.0
+
     def start(self, *places: Place, rest_s: float = 0.0) -> float:
         """Begin a request at all these places together: return 0.0, or the seconds after which to ask again.
 
         rest_s  once a breaker's rest is over one request tries the place; until that ends the rest goes on for so long
         """
-        wait_s = self.wait_s(*places)
-        if wait_s > 0:
-            return wait_s
-        locked = self._lock(places)
+        offsets = self._lock(places)
         try:
-            wait_s = self.wait_s(*places)
+            found, now = [self._at(place) for place in places], time.monotonic()
+            wait_s = max([self._seconds[at + _NEXT] for at in found]) - now
             if wait_s > 0 or not self._take_all(places):
                 return wait_s if wait_s > 0 else POLL_S
-            now = time.monotonic()
-            for place in places:
-                self._store(place, _NEXT_AT, now + place.interval_s)
-                if self._load(place, _OPEN_AT):
-                    self._store(place, _OPEN_AT, now + rest_s)
+            for at, place in zip(found, places, strict=True):
+                self._seconds[at + _NEXT] = now + place.interval_s
+                if self._seconds[at + _OPEN]:
+                    self._seconds[at + _OPEN] = now + rest_s
             return 0.0
         finally:
-            self._unlock(locked)
+            self._unlock(offsets)
 
     def finish(self, *places: Place) -> None:
         """End a request that was begun at these places."""
         with self._thread:
             for place in places:
-                self._give_back(place)
-
-    def rests_s(self, place: Place) -> float:
-        """Return for how many seconds a place is to be left alone; 0 or less when it need not be."""
-        until = max(self._load(place, _ASKED_AT), self._load(place, _OPEN_AT))
-        return until - time.monotonic() if until else 0.0
+                self._unlock_byte(place.held.pop())
 
     def note(self, place: Place, failed: bool, breaker: int, rest_s: float) -> None:
         """Count a failure, or forget those before; after `breaker` in a row the place rests for `rest_s`."""
-        if not failed and not self._failures(place):
+        if not failed and not self._counts[self._at(place) + _FAILURES]:
             return
-        locked = self._lock((place,))
+        offsets = self._lock((place,))
         try:
-            failures = self._failures(place) + 1 if failed else 0
-            _COUNT.pack_into(self._map, self._at(place) + _FAILURES_AT, failures)
+            at = self._at(place)
+            failures = self._counts[at + _FAILURES] + 1 if failed else 0
+            self._counts[at + _FAILURES] = failures
             if failures >= breaker:
-                self._store(place, _OPEN_AT, time.monotonic() + rest_s)
+                self._seconds[at + _OPEN] = time.monotonic() + rest_s
             elif not failed:
-                self._store(place, _OPEN_AT, 0.0)
+                self._seconds[at + _OPEN] = 0.0
         finally:
-            self._unlock(locked)
+            self._unlock(offsets)
 
     def pause(self, place: Place, seconds: float) -> None:
         """Start nothing at a place for so long: its requests wait."""
-        self._push(place, _NEXT_AT, seconds)
+        self._push(place, _NEXT, seconds)
 
     def rest(self, place: Place, seconds: float) -> None:
         """Leave a place alone for so long: its requests end without being sent."""
-        self._push(place, _ASKED_AT, seconds)
+        self._push(place, _ASKED, seconds)
 
-    def _push(self, place: Place, field: int, seconds: float) -> None:
-        locked = self._lock((place,))
+    def _push(self, place: Place, word: int, seconds: float) -> None:
+        offsets = self._lock((place,))
         try:
-            self._store(place, field, max(self._load(place, field), time.monotonic() + seconds))
+            at = self._at(place) + word
+            self._seconds[at] = max(self._seconds[at], time.monotonic() + seconds)
         finally:
-            self._unlock(locked)
-
-    def wait_s(self, *places: Place) -> float:
-        """Return the seconds until the interval of all these places has passed; 0 or less when it has."""
-        return max(self._load(place, _NEXT_AT) for place in places) - time.monotonic()
-
-    def _load(self, place: Place, field: int) -> float:
-        seconds: float = _SECONDS.unpack_from(self._map, self._at(place) + field)[0]
-        return seconds
-
-    def _store(self, place: Place, field: int, seconds: float) -> None:
-        _SECONDS.pack_into(self._map, self._at(place) + field, seconds)
-
-    def _failures(self, place: Place) -> int:
-        count: int = _COUNT.unpack_from(self._map, self._at(place) + _FAILURES_AT)[0]
-        return count
+            self._unlock(offsets)
 
     def _at(self, place: Place) -> int:
-        """Return where a place's record lies; it may have been forgotten since it was last looked at."""
-        at = place.index * _RECORD.size
-        if _COUNT.unpack_from(self._map, at)[0] != place.key:
+        """Return the first word of a place's record, which may have been forgotten since it was last looked at."""
+        if self._counts[place.index * _WORDS] != place.key:
             place.index = self._find(place.key)
-            at = place.index * _RECORD.size
-        return at
+        return place.index * _WORDS
 
     def _find(self, key: int) -> int:
         spots = [(key + step) % _CAPACITY for step in range(_PROBES)]
-        self._lock_byte(_CAPACITY * _LOCKS)
-        try:
-            records = [_RECORD.unpack_from(self._map, spot * _RECORD.size) for spot in spots]
-            known = next((spot for spot, record in zip(spots, records, strict=True) if record[0] == key), None)
-            if known is not None:
-                return known
-            idle = time.monotonic() - _FORGET_S
-            for spot, (holder, *times, _) in zip(spots, records, strict=True):
-                if holder == 0 or max(times) < idle:
-                    _RECORD.pack_into(self._map, spot * _RECORD.size, key, 0.0, 0.0, 0.0, 0)
-                    return spot
-        finally:
-            self._unlock_byte(_CAPACITY * _LOCKS)
+        with self._thread:
+            self._lock_byte(_CAPACITY * _LOCKS)
+            try:
+                for spot in spots:
+                    if self._counts[spot * _WORDS] == key:
+                        return spot
+                for spot in spots:
+                    if self._is_free(spot * _WORDS):
+                        self._counts[spot * _WORDS] = key
+                        self._counts[spot * _WORDS + _FAILURES] = 0
+                        self._seconds[spot * _WORDS + _OPEN] = 0.0
+                        return spot
+            finally:
+                self._unlock_byte(_CAPACITY * _LOCKS)
         return spots[0]
+
+    def _is_free(self, at: int) -> bool:
+        latest = max(self._seconds[at + _NEXT], self._seconds[at + _ASKED], self._seconds[at + _OPEN])
+        return self._counts[at] == 0 or latest < time.monotonic() - _FORGET_S
 
     def _take_all(self, places: tuple[Place, ...]) -> bool:
         for number, place in enumerate(places):
             if not self._take(place):
                 for taken in places[:number]:
-                    self._give_back(taken)
+                    self._unlock_byte(taken.held.pop())
                 return False
         return True
 
     def _take(self, place: Place) -> bool:
-        if len(place.held) >= place.limit:
+        held = place.held
+        if len(held) >= place.limit:
             return False
-        first = self._at(place) // _RECORD.size * _LOCKS + 1
+        first = place.index * _LOCKS + 1
         for offset in range(first, first + place.limit):
-            if offset not in place.held and self._try_byte(offset):
-                place.held.append(offset)
+            if offset not in held and self._try_byte(offset):
+                held.append(offset)
                 return True
         return False
-
-    def _give_back(self, place: Place) -> None:
-        self._unlock_byte(place.held.pop())
 
     def _lock(self, places: tuple[Place, ...]) -> list[int]:
         """Keep all others from these records: threads of ours by a lock, processes by bytes, always in one order."""
         self._thread.acquire()
-        offsets = sorted({self._at(place) // _RECORD.size * _LOCKS for place in places}) if self._file is not None else []
+        if self._file is None:
+            return []
+        offsets = sorted({self._at(place) // _WORDS * _LOCKS for place in places})
         for offset in offsets:
             self._lock_byte(offset)
         return offsets
@@ -220,9 +214,10 @@ class HostTable:
             fcntl.lockf(self._file, fcntl.LOCK_EX, 1, offset)
 
     def _try_byte(self, offset: int) -> bool:
+        if self._file is None:
+            return True
         try:
-            if self._file is not None:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError:
             return False
         return True
@@ -232,7 +227,7 @@ class HostTable:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, offset)
 
 
-_OPEN: dict[Path, list[HostTable]] = {}
+_TABLES: dict[Path, list[HostTable]] = {}
 
 
 @contextmanager
@@ -250,14 +245,14 @@ def open_table(folder: Path | None) -> Iterator[HostTable]:
             table.close()
         return
     path = folder.resolve() / boot()
-    users = _OPEN.setdefault(path, [])
+    users = _TABLES.setdefault(path, [])
     users.append(users[0] if users else HostTable(path))
     try:
         yield users[0]
     finally:
         table = users.pop()
         if not users:
-            del _OPEN[path]
+            del _TABLES[path]
             table.close()
 
 

@@ -40,6 +40,7 @@ class Lane:
     place: Place
     queue: asyncio.Lock = field(default_factory=asyncio.Lock)
     nap: asyncio.Future[None] | None = None
+    full: bool = False
     address: "Address | None" = None
     address_until: float = 0.0
 
@@ -145,45 +146,52 @@ class Pace:
                 rests_s = self.table.rests_s(lane.place)
                 if rests_s > 0:
                     return Failure("throttled", f"{host} is left alone for {rests_s:.0f} s more", rule="breaker")
-                turn = await self._try(lane)
-                if isinstance(turn, Turn):
-                    return turn
-                await self._nap(lane, min(turn, _LONGEST_NAP_S))
+                wait_s = self.table.wait_s(lane.place)
+                lane.full = False
+                if wait_s <= 0:
+                    turn = await self._try(lane)
+                    if isinstance(turn, Turn):
+                        return turn
+                    wait_s, lane.full = turn, True
+                await self._nap(lane, min(wait_s, _LONGEST_NAP_S))
 
     def end(self, turn: Turn, answer: Fetched | Failure | None) -> None:
         """End a turn with what came of it (null: it was given up), and draw the host's lesson from it."""
         turn.close()
         self.table.finish(*turn.places)
         if answer is not None:
-            self._learn(turn.lane.place, answer)
-        turn.lane.wake()
+            self._learn(turn.lane, answer)
+        if turn.lane.full:
+            turn.lane.wake()
 
-    def _learn(self, place: Place, answer: Fetched | Failure) -> None:
-        limits, busy = self.limits, False
+    def _learn(self, lane: Lane, answer: Fetched | Failure) -> None:
+        limits, place = self.limits, lane.place
         if isinstance(answer, Fetched):
-            busy = answer.status in (429, 503)
-            failed = busy or answer.status >= 500
+            failed = answer.status == 429 or answer.status >= 500
         elif answer.outcome in HOST_FAILURES:
             failed = True
         else:
             return
         self.table.note(place, failed, limits.breaker, limits.breaker_rest_s)
-        if not busy or isinstance(answer, Failure):
+        if not failed:
             return
-        asked_s = retry_after_s(answer.headers)
-        if asked_s is None:
-            self.table.pause(place, limits.backoff_s)
-        elif asked_s <= limits.retry_after_s:
-            self.table.pause(place, asked_s)
-        else:
-            self.table.rest(place, min(asked_s, _LONGEST_REST_S))
+        if isinstance(answer, Fetched) and answer.status in (429, 503):
+            asked_s = retry_after_s(answer.headers)
+            if asked_s is None:
+                self.table.pause(place, limits.backoff_s)
+            elif asked_s <= limits.retry_after_s:
+                self.table.pause(place, asked_s)
+            else:
+                self.table.rest(place, min(asked_s, _LONGEST_REST_S))
+        lane.wake()
 
     async def _try(self, lane: Lane) -> Turn | float:
         """Take a turn, or say after how many seconds to try again."""
-        wait_s = self.table.wait_s(lane.place)
-        if wait_s > 0:
-            return wait_s
-        address = await self._address(lane)
+        if self.address_of is not None and time.monotonic() >= lane.address_until:
+            name = await self.address_of(lane.place.name)
+            lane.address = self._address_named(name) if name else None
+            lane.address_until = time.monotonic() + _ADDRESS_HOLDS_S
+        address = lane.address
         if address is None:
             return await self._start(lane, lane.place)
         async with address.queue:
@@ -198,13 +206,6 @@ class Pace:
             return Turn(lane, places, self._slots)
         self._slots.give_back(slow=False)
         return wait_s
-
-    async def _address(self, lane: Lane) -> Address | None:
-        if self.address_of is not None and time.monotonic() >= lane.address_until:
-            name = await self.address_of(lane.place.name)
-            lane.address = self._address_named(name) if name else None
-            lane.address_until = time.monotonic() + _ADDRESS_HOLDS_S
-        return lane.address
 
     def _address_named(self, name: str) -> Address:
         address = self._addresses.get(name)

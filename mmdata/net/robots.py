@@ -47,12 +47,18 @@ class PathRules:
     def __init__(self, rules: Iterable[tuple[str, str]]) -> None:
         lines = [f"{kind}: {pattern}" for kind, pattern in rules if pattern]
         self._parsed = Protego.parse("\n".join(["User-agent: *", *lines])) if lines else None
+        self._allows = any(line.startswith("Allow") for line in lines)
+
+    def __bool__(self) -> bool:
+        return self._parsed is not None
 
     def verdict(self, url: str) -> tuple[bool, str]:
         """Return whether a url is allowed, and the line that says so ("" when none matches)."""
         if self._parsed is None:
             return True, ""
         allowed = bool(self._parsed.can_fetch(url, "*"))
+        if allowed and not self._allows:
+            return True, ""
         # Protego says whether, not why; the first of its sorted rules that matches is the one that ruled.
         path, kind, rules = _quote_path(url), "allow" if allowed else "disallow", self._parsed._get_matching_rule_set("*")._rules
         rule = next((rule for rule in rules if rule.field == kind and rule.value.match(path)), None)

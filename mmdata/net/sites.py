@@ -25,29 +25,26 @@ Ask = Callable[[str], Awaitable[Fetched | Failure]]
 
 @dataclass(frozen=True)
 class Site:
-    """What the files of one origin say of its urls."""
+    """What the files of one origin say of its urls.
+
+    preferences  paths for which training is refused, by the name of the file and line that say it
+    """
 
     robots: Robots
+    preferences: tuple[tuple[str, PathRules], ...] = ()
     reservations: Reservations = field(default_factory=lambda: Reservations([]))
-    ai_txt: PathRules = field(default_factory=lambda: PathRules(()))
 
-    def verdict(self, url: str, signals: Signals) -> str | Failure:
+    def verdict(self, url: str) -> str | Failure:
         """Return the rule that allows a url, or the failure that names the rule against it."""
         robots = self.robots
         allowed, line = robots.access.verdict(url)
         if robots.refused or not allowed:
             rule = robots.rule if robots.refused else f"{robots.rule}: {line}"
             return Failure("robots", rule, url, rule=rule)
-        preferences = (
-            ("robots.txt Content-Usage", robots.usage, signals.content_usage),
-            ("robots.txt Content-Signal", robots.signal, signals.content_signal),
-            ("ai.txt", self.ai_txt, signals.ai_txt),
-        )
-        for name, rules, obeyed in preferences:
-            said, path = rules.verdict(url) if obeyed else (True, "")
-            if not said:
-                rule = f"{name}: {path}"
-                return Failure("opted_out", rule, url, rule=rule)
+        for name, rules in self.preferences:
+            allowed, path = rules.verdict(url)
+            if not allowed:
+                return Failure("opted_out", f"{name}: {path}", url, rule=f"{name}: {path}")
         return f"{robots.rule}: {line or 'no rule'}" if robots.rule == "robots" else robots.rule
 
 
@@ -76,11 +73,13 @@ class Sites:
         self._known: dict[str, tuple[float, Site | Failure]] = {}
         self._reading: dict[str, asyncio.Task[Site | Failure]] = {}
 
-    async def of(self, target: Target) -> Site | Failure:
-        """Return what a url's site says; a Failure when it could not be reached."""
+    def known(self, target: Target) -> Site | Failure | None:
+        """Return what a url's site says, if it has been read."""
         until, site = self._known.get(target.origin, (0.0, None))
-        if site is not None and time.monotonic() < until:
-            return site
+        return site if time.monotonic() < until else None
+
+    async def read(self, target: Target) -> Site | Failure:
+        """Return what a url's site says; a Failure when it could not be reached."""
         task = self._reading.get(target.origin)
         if task is None:
             task = self._reading[target.origin] = asyncio.ensure_future(self._load(target))
@@ -115,14 +114,22 @@ class Sites:
         if robots.refused:
             return Site(robots)
         self.pace.slow_down(target.host, robots.delay_s)
-        reservations, ai_txt = Reservations([]), PathRules(())
+        reservations = Reservations([])
         if rules.signals.tdmrep_json:
             reservations = read_tdmrep(await self._read(f"{origin}/.well-known/tdmrep.json"))
-        if rules.signals.ai_txt:
+        return Site(robots, await self._preferences(origin, robots), reservations)
+
+    async def _preferences(self, origin: str, robots: Robots) -> tuple[tuple[str, PathRules], ...]:
+        signals, found = self.rules.signals, []
+        if signals.content_usage:
+            found.append(("robots.txt Content-Usage", robots.usage))
+        if signals.content_signal:
+            found.append(("robots.txt Content-Signal", robots.signal))
+        if signals.ai_txt:
             answer = await self._read(f"{origin}/ai.txt")
             if isinstance(answer, Fetched) and answer.status == 200:
-                ai_txt = parse_robots(answer.body, rules.token).access
-        return Site(robots, reservations, ai_txt)
+                found.append(("ai.txt", parse_robots(answer.body, self.rules.token).access))
+        return tuple((name, rules) for name, rules in found if rules)
 
     async def _read(self, url: str, backoffs_s: tuple[float, ...] = ()) -> Fetched | Failure:
         known = self.cache.get(url)

@@ -1,16 +1,18 @@
 """What a url is to us: http or https, a host, an origin. Everything else is refused before anybody is asked."""
 
-from dataclasses import dataclass
+import re
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from mmdata.net.answers import Failure
 
 REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_LOCATION = 8192
+# What nearly all urls look like; these need no further parsing.
+_PLAIN = re.compile(r"(https?://([a-z0-9](?:[a-z0-9-]|\.(?=[a-z0-9]))*))(?=[/?#])")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A url that may be asked for.
 
     url     as given
@@ -25,6 +27,9 @@ class Target:
 
 def parse_url(url: str) -> Target | Failure:
     """Return what a url points at; `blocked_scheme` or `bad_row` if nothing that is fetched."""
+    plain = _PLAIN.match(url)
+    if plain:
+        return Target(url, plain[2].rstrip("."), plain[1])
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
