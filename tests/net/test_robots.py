@@ -226,7 +226,7 @@ def test_five_redirects_of_robots_txt_are_followed_to_other_hosts_too(redirects:
 
 @pytest.mark.fault("R06")
 def test_a_redirect_of_robots_txt_to_a_forbidden_address_is_not_followed_into() -> None:
-    answers = {
+    answers: dict[str, Fetched | Failure] = {
         "http://a/robots.txt": Fetched(302, {"location": "http://169.254.169.254/"}),
         "http://169.254.169.254/": Failure("blocked_address", "169.254.169.254 is not a public address"),
     }
