@@ -1,68 +1,70 @@
 """What hosts answered for their small files (robots.txt and its like), shared by the workers of a machine for one run.
 
-An answer is kept for at most a day by the monotonic clock, so a moved wall clock neither keeps nor drops it. One file an
-answer, written beside and moved into place; a file that cannot be read is an answer that is not there.
+An answer is kept for at most a day by the monotonic clock, so a moved wall clock neither keeps nor drops it. The store is
+SQLite's; it may be lost at any moment, for that costs a second request and nothing else: it never waits for the disk, and
+one that cannot be read is an empty one.
 """
 
-import hashlib
-import json
-import os
+import sqlite3
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from mmdata.net.answers import Failure, Fetched
 from mmdata.net.hosts import boot
 
 DAY_S = 24 * 3600.0
+_BUSY_S = 1.0
+_MAKE = """CREATE TABLE IF NOT EXISTS answers (
+    asked TEXT PRIMARY KEY, until_s REAL, url TEXT, status INTEGER, body BLOB, outcome TEXT, detail TEXT) WITHOUT ROWID"""
 
 
 class AnswerCache:
     """Answers by url; without a folder there are none."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder.resolve() / boot() / "answers" if folder else None
+        self._store: sqlite3.Connection | None = None
+        if folder is None:
+            return
+        path = folder.resolve() / boot() / "answers"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._store = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            self._store.execute("PRAGMA journal_mode=WAL")
+            self._store.execute("PRAGMA synchronous=OFF")
+            self._store.execute(_MAKE)
+        except sqlite3.Error:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     def get(self, url: str) -> Fetched | Failure | None:
         """Return the answer of a url, if it is known and still holds."""
-        until, answer = self._read(url)
-        return answer if time.monotonic() < until else None
+        if self._store is None:
+            return None
+        find = "SELECT url, status, body, outcome, detail FROM answers WHERE asked = ? AND until_s > ?"
+        try:
+            found = self._store.execute(find, (url, time.monotonic())).fetchone()
+        except (sqlite3.Error, UnicodeError):
+            return None
+        if found is None:
+            return None
+        final, status, body, outcome, detail = found
+        return Failure(outcome, detail, final) if outcome else Fetched(status, {}, body, final)
 
     def put(self, url: str, answer: Fetched | Failure, holds_s: float = DAY_S) -> None:
         """Keep an answer for so long; headers are not kept."""
-        if self._folder is not None:
-            self._write(url, time.monotonic() + min(holds_s, DAY_S), answer)
-
-    def _path(self, url: str) -> Path:
-        assert self._folder is not None
-        name = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:40]
-        return self._folder / name[:2] / name
-
-    def _read(self, url: str) -> tuple[float, Fetched | Failure | None]:
-        if self._folder is None:
-            return 0.0, None
-        try:
-            head, _, body = self._path(url).read_bytes().partition(b"\n")
-            known = json.loads(head)
-            if known["for"] != url:
-                return 0.0, None
-            until_s = float(known["until_s"])
-            if "outcome" in known:
-                return until_s, Failure(known["outcome"], known["detail"], known["url"])
-            return until_s, Fetched(known["status"], {}, body, known["url"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0.0, None
-
-    def _write(self, url: str, until_s: float, answer: Fetched | Failure) -> None:
-        known: dict[str, object] = {"for": url, "url": answer.url, "until_s": until_s}
+        if self._store is None:
+            return
+        until_s = time.monotonic() + min(holds_s, DAY_S)
         if isinstance(answer, Failure):
-            known |= {"outcome": answer.outcome, "detail": answer.detail}
+            row = (url, until_s, answer.url, None, None, answer.outcome, answer.detail)
         else:
-            known |= {"status": answer.status}
-        body = b"" if isinstance(answer, Failure) else answer.body
-        path = self._path(url)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        with suppress(OSError):  # a full disk costs a second request, not the row
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(json.dumps(known).encode("ascii") + b"\n" + body)
-            beside.replace(path)
+            row = (url, until_s, answer.url, answer.status, answer.body, None, None)
+        try:
+            self._store.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        except (sqlite3.Error, UnicodeError):
+            return

@@ -234,8 +234,10 @@ async def open_fetcher(
     """
     async with transport as opened:
         with open_table(folder) as table:
-            fetcher = Fetcher(opened, policy, table, AnswerCache(folder))
+            cache = AnswerCache(folder)
+            fetcher = Fetcher(opened, policy, table, cache)
             try:
                 yield fetcher
             finally:
                 await fetcher.close()
+                cache.close()

@@ -36,7 +36,7 @@ _FIELDS = {
     "dissallow": "Disallow", "dissalow": "Disallow", "disalow": "Disallow", "diasllow": "Disallow", "disallaw": "Disallow",
     "crawl-delay": "delay", "crawl delay": "delay", "content-usage": "Content-Usage", "content-signal": "Content-Signal",
 }  # fmt: skip
-_LINE = re.compile(rf"({'|'.join(sorted(_FIELDS, key=len, reverse=True))})\s*(?::|\s)\s*(.*)", re.IGNORECASE)
+_COLONLESS = re.compile(rf"\s*({'|'.join(sorted(_FIELDS, key=len, reverse=True))})\s+(.*)", re.IGNORECASE)
 _TOKEN = re.compile(r"\*|[a-z0-9_-]+", re.IGNORECASE)
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
@@ -158,9 +158,12 @@ def _decoded(body: bytes) -> str:
 
 def _directives(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
-        match = _LINE.match(line.partition("#")[0].strip())
-        if match:
-            yield _FIELDS[match[1].lower()], match[2].strip()
+        head, colon, value = line.partition("#")[0].partition(":")
+        kind = _FIELDS.get(head.strip().lower()) if colon else None
+        if kind is not None:
+            yield kind, value.strip()
+        elif match := _COLONLESS.match(head):
+            yield _FIELDS[match[1].lower()], (match[2] + colon + value).strip()
 
 
 def _group_of(directives: Iterable[tuple[str, str]], token: str) -> list[tuple[str, str]]:

@@ -94,7 +94,8 @@ class Sites:
 
     async def _load(self, target: Target) -> Site | Failure:
         try:
-            site = await self._site(target)
+            async with self._for_all(target.origin):
+                site = await self._site(target)
             holds_s = self.rules.unreached_s if isinstance(site, Failure) else DAY_S
             self._known[target.origin] = time.monotonic() + holds_s, site
             return site
@@ -132,16 +133,12 @@ class Sites:
         return tuple((name, rules) for name, rules in found if rules)
 
     async def _read(self, url: str, backoffs_s: tuple[float, ...] = ()) -> Fetched | Failure:
-        known = self.cache.get(url)
-        if known is not None:
-            return known
-        async with self._for_all(url):
-            known = self.cache.get(url)
-            if known is None:
-                known = await self._patiently(url, backoffs_s)
-                unreached = isinstance(known, Failure) and known.outcome in UNREACHED
-                self.cache.put(url, known, self.rules.unreached_s if unreached else DAY_S)
-        return known
+        answer = self.cache.get(url)
+        if answer is None:
+            answer = await self._patiently(url, backoffs_s)
+            unreached = isinstance(answer, Failure) and answer.outcome in UNREACHED
+            self.cache.put(url, answer, self.rules.unreached_s if unreached else DAY_S)
+        return answer
 
     async def _patiently(self, url: str, backoffs_s: tuple[float, ...]) -> Fetched | Failure:
         answer = await self._follow(url)
@@ -169,9 +166,9 @@ class Sites:
         return answer
 
     @asynccontextmanager
-    async def _for_all(self, url: str) -> AsyncIterator[None]:
-        """Let one worker of this machine ask for a file while the others wait for what it finds."""
-        place = self.pace.table.place(f"file {url}", 1, 0.0)
+    async def _for_all(self, origin: str) -> AsyncIterator[None]:
+        """Let one worker of this machine read a site while the others wait for what it finds."""
+        place = self.pace.table.place(f"site {origin}", 1, 0.0)
         while self.pace.table.start(place) > 0:
             await asyncio.sleep(POLL_S)
         try:

@@ -189,10 +189,17 @@ def test_an_answer_is_kept_for_a_day_of_the_monotonic_clock(tmp_path: Path, monk
 
 
 @pytest.mark.fault("R08")
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]\n", b'{"for": "x"}\n', b"\xff\xfe\n"])
-def test_a_damaged_answer_is_one_that_is_not_there(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("damage", [b"", b"{", b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_store_is_an_empty_one(tmp_path: Path, damage: bytes) -> None:
     cache = AnswerCache(tmp_path)
     cache.put("http://a/robots.txt", Fetched(200, {}, b"x"))
-    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    path.write_bytes(damage)
+    cache.close()
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        path.write_bytes(damage)
+    cache = AnswerCache(tmp_path)
     assert cache.get("http://a/robots.txt") is None
+    cache.put("http://a/robots.txt", Fetched(200, {}, b"y"))
+    assert cache.get("http://a/robots.txt") in (None, Fetched(200, {}, b"y"))
+    cache.put("http://a/\ud800", Fetched(200, {}, b"y"))
+    assert cache.get("http://a/\ud800") is None
+    cache.close()
