@@ -60,6 +60,7 @@ class AnswerCache:
         if self._store is None:
             return
         until_s = time.monotonic() + min(holds_s, DAY_S)
+        row: tuple[object, ...]
         if isinstance(answer, Failure):
             row = (url, until_s, answer.url, None, None, answer.outcome, answer.detail)
         else:
