@@ -10,13 +10,14 @@ from contextlib import contextmanager
 import pytest
 
 from mmdata.errors import ConfigError
-from mmdata.net import Failure, Fetched, Fetcher, Guard, Limits, ReplayTransport
+from mmdata.net import Failure, Fetched, Fetcher, Guard, Limits, Policy, ReplayTransport, Signals
 from mmdata.net.client import open_transport
 from mmdata.net.guard import Allowance, Blocked, is_public
-from mmdata.net.manners import opt_out
+from mmdata.net.optout import opt_out
 
 AGENT = "mmdata/0.1"
 QUICK = Limits(host_interval_s=0, retries=1, headers_s=0.5, idle_s=0.5, total_s=2, slow_after_s=0.3, max_mib=1)
+NO_FILES = Signals(tdmrep_json=False)
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def raw_server(answer: bytes, *, hold: bool = False, address: str = "127.0.0.1")
 def fetch(url: str, *, allow: tuple[str, ...] = (), limits: Limits = QUICK, robots: bool = False) -> Fetched | Failure:
     async def run() -> Fetched | Failure:
         async with open_transport(Guard(allow), limits, AGENT, 4) as transport:
-            return await Fetcher(transport, limits, AGENT, robots).fetch(url)
+            return await Fetcher(transport, Policy(limits, AGENT, robots, NO_FILES)).fetch(url)
 
     return asyncio.run(run())
 
@@ -165,7 +166,7 @@ def test_an_allowance_is_exact() -> None:
 def policy(answers: dict[str, Fetched | Failure], url: str, limits: Limits = QUICK) -> tuple[Fetched | Failure, list[str]]:
     async def run() -> tuple[Fetched | Failure, list[str]]:
         transport = ReplayTransport(answers)
-        return await Fetcher(transport, limits, AGENT).fetch(url), transport.requests
+        return await Fetcher(transport, Policy(limits, AGENT, signals=NO_FILES)).fetch(url), transport.requests
 
     return asyncio.run(run())
 
@@ -228,7 +229,7 @@ def test_transient_failures_are_tried_again_and_others_are_not() -> None:
 def test_a_broken_host_is_left_alone() -> None:
     async def run() -> tuple[list[str], int]:
         transport = ReplayTransport({f"http://a/{n}": Failure("conn_reset", "") for n in range(20)})
-        fetcher = Fetcher(transport, QUICK.model_copy(update={"retries": 0}), AGENT)
+        fetcher = Fetcher(transport, Policy(QUICK.model_copy(update={"retries": 0}), AGENT, signals=NO_FILES))
         results = [outcome(await fetcher.fetch(f"http://a/{n}")) for n in range(20)]
         return results, len(transport.requests)
 
@@ -241,15 +242,15 @@ def test_a_host_is_asked_by_few_at_once() -> None:
     class Counting(ReplayTransport):
         now = peak = 0
 
-        async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
+        async def get(self, url: str, **options: object) -> Fetched | Failure:
             Counting.now += 1
             Counting.peak = max(Counting.peak, Counting.now)
             await asyncio.sleep(0.005)
             Counting.now -= 1
-            return await super().get(url, media=media)
+            return await super().get(url)
 
     async def run() -> None:
-        fetcher = Fetcher(Counting({}), QUICK, AGENT, robots=False)
+        fetcher = Fetcher(Counting({}), Policy(QUICK, AGENT, robots=False, signals=NO_FILES))
         await asyncio.gather(*(fetcher.fetch(f"http://a/{n}") for n in range(50)))
 
     asyncio.run(run())
@@ -261,7 +262,8 @@ def test_a_host_is_asked_by_few_at_once() -> None:
     [
         ({"x-robots-tag": "noai"}, True), ({"x-robots-tag": "NoImageAI"}, True), ({"x-robots-tag": "none"}, True),
         ({"x-robots-tag": "all, noml"}, True), ({"x-robots-tag": "noai, unavailable_after: 25 Jun 2030 15:00:00 PST"}, True),
-        ({"x-robots-tag": "otherbot: noindex"}, True), ({"x-robots-tag": "all"}, False), ({}, False),
+        ({"x-robots-tag": "otherbot: noindex"}, False),
+        ({"x-robots-tag": "mmdata: noindex"}, True), ({"x-robots-tag": "all"}, False), ({}, False),
         ({"tdm-reservation": " 1 "}, True), ({"tdm-reservation": "0"}, False), ({"tdm-reservation": "2"}, False),
         ({"content-usage": "train-ai=n"}, True),
     ],

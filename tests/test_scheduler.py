@@ -20,6 +20,7 @@ class Lazy:
     """An executor of four slots that does one task whenever the scheduler has nothing more to hand it: the last it got."""
 
     slots = 4
+    machines = 1
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Task, Future[TaskReport]]] = []

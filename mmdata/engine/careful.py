@@ -52,14 +52,14 @@ class Direct:
 class Careful:
     """Calls stages in disposable children and finds the rows that end them."""
 
-    def __init__(self, store: Store, allow: tuple[str, ...], ident: str) -> None:
-        self.store, self.allow, self.ident = store, allow, ident
+    def __init__(self, store: Store, allow: tuple[str, ...], ident: str, share: int = 1) -> None:
+        self.store, self.allow, self.ident, self.share = store, allow, ident, share
         self._cells: dict[str, Cell] = {}
 
     def call(self, key: str, stage: Stage, batch: Batch) -> Answer:
         """Return what the stage gives without the rows that end it."""
         if key not in self._cells:
-            self._cells[key] = Cell(stage, self.store.url, self.allow)
+            self._cells[key] = Cell(stage, self.store.url, self.allow, self.share)
         search = _Search(self._cells[key], self.store, f"poison/{key}/{self.ident}", batch)
         return search.run()
 

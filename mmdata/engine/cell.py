@@ -33,8 +33,8 @@ class Failure:
 class Cell:
     """A child process that opens one stage and answers batches until one of them ends it."""
 
-    def __init__(self, stage: Stage, url: str, allow: tuple[str, ...]) -> None:
-        self.stage, self.url, self.allow = stage, url, allow
+    def __init__(self, stage: Stage, url: str, allow: tuple[str, ...], share: int = 1) -> None:
+        self.stage, self.url, self.allow, self.share = stage, url, allow, share
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -76,7 +76,7 @@ class Cell:
         self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL)
         theirs.close()
         self._pipe = mine
-        mine.send((self.stage, self.url, self.allow))
+        mine.send((self.stage, self.url, self.allow, self.share))
         return mine
 
     def _death(self) -> Failure:
@@ -94,7 +94,7 @@ class Cell:
 
 
 def _serve(pipe: Connection) -> None:
-    stage, url, allow = pipe.recv()
+    stage, url, allow, share = pipe.recv()
     with ExitStack() as exits:
         opened: dict[str | None, Callable[[Batch], Any]] = {}
         while True:
@@ -104,7 +104,7 @@ def _serve(pipe: Connection) -> None:
                 return
             try:
                 if scratch not in opened:
-                    opened[scratch] = _open(stage, url if scratch is None else scratch, allow, exits)
+                    opened[scratch] = _open(stage, url if scratch is None else scratch, allow, exits, share)
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is told to the worker
                 pipe.send(f"{type(error).__name__}: {error}"[:500])
                 continue
@@ -112,9 +112,9 @@ def _serve(pipe: Connection) -> None:
             pipe.send(_answer(opened[scratch], stage.resources, batch))
 
 
-def _open(stage: Stage, url: str, allow: tuple[str, ...], exits: ExitStack) -> Callable[[Batch], Any]:
+def _open(stage: Stage, url: str, allow: tuple[str, ...], exits: ExitStack, share: int) -> Callable[[Batch], Any]:
     assert isinstance(stage, Map | Filter | Split)
-    work: Callable[[Batch], Any] = stage.open(context_of(stage, open_store(url), allow, exits))
+    work: Callable[[Batch], Any] = stage.open(context_of(stage, open_store(url), allow, exits, share))
     return work
 
 

@@ -42,7 +42,8 @@ def short(value: object) -> str:
 
 def _step_key(step: Step, keys: dict[int, str], space: str) -> str:
     stage = step.stage
-    return short({
+    inputs = {"inputs": stage.inputs()} if stage.inputs() else {}
+    return short(inputs | {
         "stage": stage.name,
         "version": stage.version,
         "fields": stage.model_dump(mode="json", exclude=stage.not_in_key),

@@ -97,6 +97,7 @@ class Runner:
             self.run.settle("")  # `run.json` may be of a run that was killed
             self._clear_temps()
             generation, job = self._open_generation()
+            job = replace(job, share=executor.machines)
             progress = None if quiet else self._progress(generation)
             budget = self.plan.budget if self.budget is None else self.budget
             scheduler = Scheduler(self.run, generation, job, executor, progress, budget, self.clock, lease.check)

@@ -12,6 +12,7 @@ class Job:
     digest  of the generation's file: a folder that was deleted and made anew is another one
     plan    the plan as JSON, with its sources where they lie now
     keys    of the source and of every step, in order
+    share   how many machines work on it
     """
 
     run: str
@@ -20,6 +21,7 @@ class Job:
     plan: str
     keys: tuple[str, ...]
     allow: tuple[str, ...]
+    share: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Executor(Protocol):
     @property
     def slots(self) -> int:
         """How many tasks may be in flight."""
+        ...
+
+    @property
+    def machines(self) -> int:
+        """How many machines they run on: what the outside world allows the run is divided by that."""
         ...
 
     def submit(self, task: Task) -> "Future[TaskReport]":

@@ -29,15 +29,16 @@ from mmdata.schema import PARTITION
 from mmdata.storage import digest_bytes
 
 MAX_RUNS = 2  # that a worker keeps models and a decoder open for
-_caches: OrderedDict[tuple[str, tuple[str, ...]], WorkerCache] = OrderedDict()
+_caches: OrderedDict[tuple[str, tuple[str, ...], int], WorkerCache] = OrderedDict()
 
 
-def _cache_of(run: str, allow: tuple[str, ...]) -> WorkerCache:
-    if (run, allow) not in _caches:
+def _cache_of(job: Job) -> WorkerCache:
+    key = (job.run, job.allow, job.share)
+    if key not in _caches:
         close_caches(MAX_RUNS - 1)
-        _caches[run, allow] = WorkerCache(RunStore(run).store, allow)
-    _caches.move_to_end((run, allow))
-    return _caches[run, allow]
+        _caches[key] = WorkerCache(RunStore(job.run).store, job.allow, job.share)
+    _caches.move_to_end(key)
+    return _caches[key]
 
 
 def close_caches(keep: int = 0) -> None:
@@ -81,8 +82,10 @@ def _segment(task: Task, generation: Generation, seconds: dict[int, float], *, c
     view = PartitionView(run, generation.plan, keys, partition, generation.retries)
     before = run.record(task.inputs[task.unit]) if task.inputs else None
     state = None if before is None else State.from_bytes(run.state_of(before))
-    cache = _cache_of(task.job.run, task.job.allow)
-    caller = Careful(run.store, task.job.allow, partition.ident) if task.careful else Direct(cache, confine=confine)
+    cache = _cache_of(task.job)
+    caller = (
+        Careful(run.store, task.job.allow, partition.ident, task.job.share) if task.careful else Direct(cache, confine=confine)
+    )
     work = SegmentRun(view, segment, caller, cache.jail)
     verdicts = None if task.verdicts is None else verdicts_for(run, task.verdicts, partition.number)
     try:

@@ -12,16 +12,16 @@ from mmdata.storage import Store
 MAX_OPEN = 16
 
 
-def context_of(stage: Stage, store: Store, allow: tuple[str, ...], exits: ExitStack) -> WorkerContext:
+def context_of(stage: Stage, store: Store, allow: tuple[str, ...], exits: ExitStack, share: int = 1) -> WorkerContext:
     """Return what a stage is opened with; one that holds GPUs works on the first that its worker sees."""
-    return WorkerContext(store, allow, "cuda" if stage.resources.gpus else "cpu", exits)
+    return WorkerContext(store, allow, "cuda" if stage.resources.gpus else "cpu", share, exits)
 
 
 class WorkerCache:
     """Opened stages by key; the least used is closed when there are too many."""
 
-    def __init__(self, store: Store, allow: tuple[str, ...]) -> None:
-        self.store, self.allow = store, allow
+    def __init__(self, store: Store, allow: tuple[str, ...], share: int = 1) -> None:
+        self.store, self.allow, self.share = store, allow, share
         self.jail = LazyJail()
         self._open: OrderedDict[tuple[str, str], tuple[Callable[..., Any], ExitStack]] = OrderedDict()
 
@@ -32,7 +32,7 @@ class WorkerCache:
         place = (self.store.url, key)
         if place not in self._open:
             exits = ExitStack()
-            self._open[place] = (stage.open(context_of(stage, self.store, self.allow, exits)), exits)
+            self._open[place] = (stage.open(context_of(stage, self.store, self.allow, exits, self.share)), exits)
         self._open.move_to_end(place)
         while len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)[1][1].close()

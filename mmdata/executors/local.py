@@ -34,6 +34,7 @@ class InlineExecutor:
     """
 
     slots = 1
+    machines = 1
 
     def submit(self, task: Task) -> Future[TaskReport]:
         """Run the task now."""
@@ -65,6 +66,8 @@ class _Worker:
 
 class ProcessExecutor:
     """Runs tasks in worker processes, one task at a time each."""
+
+    machines = 1
 
     def __init__(self, workers: int | None = None) -> None:
         self.slots = workers or os.cpu_count() or 1

@@ -102,6 +102,11 @@ class RayExecutor:
         self._hand.start()
         threading.Thread(target=self._knock, name="ray-knock", daemon=True).start()
 
+    @property
+    def machines(self) -> int:
+        """How many nodes have room for tasks."""
+        return max(1, len(self._nodes))
+
     def submit(self, task: Task) -> Future[TaskReport]:
         """Send the task to a worker, or to an actor when it holds a model."""
         if self._gone is not None:

@@ -9,7 +9,7 @@ import functools
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from mmdata.net.answers import Failure, Fetched
 from mmdata.net.dns import NameCache, Resolver, ServerResolver, SystemResolver, Unresolved
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
-from mmdata.net.manners import opt_out
+from mmdata.net.optout import Refuse, opt_out
 from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
@@ -39,7 +39,6 @@ class Options:
     resolver     whoever answers in place of both
     dns_s        seconds that one lookup may take
     tls          a TLS context in place of the default one, which trusts what the system trusts
-    opted_out    says which header refuses media, if one does; the body is then not read
     """
 
     proxy: str = field(default="", repr=False)
@@ -48,7 +47,6 @@ class Options:
     resolver: Resolver | None = None
     dns_s: float = 5.0
     tls: ssl.SSLContext | None = None
-    opted_out: Callable[[Mapping[str, str]], str | None] = opt_out
 
 
 class HttpTransport:
@@ -61,24 +59,31 @@ class HttpTransport:
         self._headers = f"User-Agent: {agent}\r\nAccept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n".encode("latin-1")
         self._own = {name.lower().rstrip("."): _checked(name, own) for name, own in options.headers.items()}
         self._turns = asyncio.Semaphore(pool.most)
-        self._judges = {media: functools.partial(self._judge, media) for media in (True, False)}
         limits = self.limits
         clocks = (limits.headers_s, limits.idle_s, limits.total_s, limits.slow_after_s)
         self._tick_s = min(max(min(clocks) / 10, 0.01), 0.25)
         self._looked_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
+    async def get(
+        self, url: str, *, media: bool = True, refuse: Refuse | None = None, headers: Mapping[str, str] | None = None
+    ) -> Fetched | Failure:
         """Fetch one url within the limits; an opt-out is for media, a robots.txt is read in any case."""
         self.num_requests += 1
+        judge = functools.partial(self._judge, (refuse or opt_out) if media else None)
         async with self._turns:
-            reply = Reply(self._judges[media], self.limits.max_bytes, asyncio.get_running_loop())
+            reply = Reply(judge, self.limits.max_bytes, asyncio.get_running_loop())
             try:
-                await self._ask(Target.of(url), reply)
+                target = Target.of(url)
+                await self._ask(target, self._request(target, headers), reply)
             except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes a library raise costs this row alone
                 late = isinstance(error, TimeoutError) and time.monotonic() - reply.started_s >= self.limits.total_s
                 reply.end(self._late() if late else _failure(error))
         return self._answer(url, reply)
+
+    async def address(self, host: str) -> str:
+        """Return the address that a host name will be dialled at, "" where that is not known or was chosen by an allowance."""
+        return await self.pool.address(host)
 
     def start(self) -> None:
         """Start the clocks."""
@@ -90,8 +95,7 @@ class HttpTransport:
             self._timer.cancel()
         await self.pool.close()
 
-    async def _ask(self, target: Target, reply: Reply) -> None:
-        request = self._request(target)
+    async def _ask(self, target: Target, request: bytes, reply: Reply) -> None:
         connection = self.pool.take(target.key)
         while not reply.over:
             reused = connection is not None
@@ -108,13 +112,15 @@ class HttpTransport:
                 reply.again()
                 connection = None
 
-    def _request(self, target: Target) -> bytes:
+    def _request(self, target: Target, headers: Mapping[str, str] | None) -> bytes:
         own = self._own.get(target.host, {})
+        if headers:
+            own = {**own, **_checked(target.host, headers)}
         if self.pool.proxy is None or target.scheme == "https":
             return target.request(self._headers, own)
         return target.request(self._headers, {**own, **self.pool.proxy.headers}, absolute=True)
 
-    def _judge(self, media: bool, reply: Reply) -> None:
+    def _judge(self, refuse: Refuse | None, reply: Reply) -> None:
         """Say at the headers whether the body is wanted."""
         headers, cap = reply.headers, self.limits.max_bytes
         length = int(headers.get("content-length", "0"))
@@ -122,7 +128,7 @@ class HttpTransport:
             reply.skip()
             if length > MOST_SKIPPED_BYTES:
                 reply.end()
-        elif media and self.options.opted_out(headers):
+        elif refuse is not None and refuse(headers):
             reply.end()
         elif headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             reply.end(Failure("bad_encoding", f"Content-Encoding {headers['content-encoding'][:80]}, identity was asked"))

@@ -1,33 +1,30 @@
 """Fetch media by url, make it the asked size, and keep it in img2dataset's layout.
 
-Decided here: results are spooled to local scratch and written in row order, so the bytes of a shard do not depend on which
-host answered first. What is stored was encoded by us, so later stages may decode it without the jail.
+Decided here: what a plan may say of a download, and what enters its key. The work itself is `download_job`.
 """
 
-import asyncio
-import hashlib
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Annotated, Any, BinaryIO, ClassVar
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from mmdata.errors import RecordError
-from mmdata.media import Jail, Resize
-from mmdata.net import Failure, Fetcher, Guard, Limits
-from mmdata.net.fetch import TRANSIENT
-from mmdata.schema import OUTCOME, PAYLOAD, PAYLOAD_COLUMN
-from mmdata.shards.img2dataset import Item, Shard
-from mmdata.shards.words import words
-from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
+from mmdata.config import Model
+from mmdata.media import Resize
+from mmdata.net import TRANSIENT, Limits, Signals
+from mmdata.schema import PAYLOAD, PAYLOAD_COLUMN
+from mmdata.stages.deny import Deny
+from mmdata.stages.verbs import Map, MapFn, Resources, WorkerContext
 
 AGENT = "mmdata/0.1"
-_INPUT = (pa.field("caption", pa.string()), pa.field("url", pa.string()), pa.field("sample_id", pa.string()))
+PATIENCE_S = 7200.0
+
+
+class VerifyHash(Model):
+    """A column of the list that holds the hash, in hex, of the bytes that were there when the list was made."""
+
+    column: str
+    kind: Literal["md5", "sha256", "sha512"] = "sha256"
 
 
 class Download(Map, Resize):
@@ -35,23 +32,48 @@ class Download(Map, Resize):
 
     How images are made has img2dataset's words (`image_size`, `resize_mode`, ...); clocks, caps and manners are `limits`.
 
-    `contact` (an address or a page) goes into the user agent, so that a server's owner can reach you.
+    connections  at once in one task; as many again may be slow ones
+    contact      an address or a page that goes into the user agent, so that a server's owner can reach you
+    robots       obey robots.txt; `signals` are the other opt-outs, each can be switched off by name
+    passes       rows that failed in a way that may pass are asked about again when all others are done, so often in all
+    patience_s   rows not done after so many seconds end as `throttled`; `mmdata retry` asks about them again
+    verify_hash  a row whose bytes are not those of the list ends as `hash_mismatch`, and nothing of it is stored
+    deny         lists of what must not be stored
+    bbox_col     a column of boxes ([left, top, right, bottom], each 0 to 1) that are blurred, as DataComp does with faces
+    resolvers    name servers that are asked in place of the system's, ADDRESS[:PORT] (extra `dns`)
+    access       a file with a proxy and headers by host; it stays where it is (see `access`)
     """
 
     name: ClassVar[str] = "download"
+    version: ClassVar[int] = 2
     whole: ClassVar[bool] = True
-    transient: ClassVar[tuple[str, ...]] = (*TRANSIENT, "timeout_total", "too_slow", "throttled", "robots", "tls", "http_4xx")
-    not_in_key: ClassVar[set[str]] = {"resources", "connections", "contact"}
+    # Refusals are final unless they are named.
+    transient: ClassVar[tuple[str, ...]] = (*sorted(TRANSIENT), "http_4xx", "robots", "tls")
+    not_in_key: ClassVar[set[str]] = {"resources", "connections", "contact", "passes", "patience_s", "resolvers", "access"}
 
-    resources: Resources = Resources(row_s=30)  # the longest Crawl-delay that is obeyed
+    resources: Resources = Resources(call_s=PATIENCE_S + 1800, row_s=0.1)
     limits: Limits = Limits()
     connections: Annotated[int, Field(ge=1, le=4096)] = 64
     contact: str = ""
     robots: bool = True
+    signals: Signals = Signals()
+    passes: Annotated[int, Field(ge=1, le=10)] = 3
+    patience_s: Annotated[float, Field(gt=0, le=7 * 86_400)] = PATIENCE_S
+    verify_hash: VerifyHash | None = None
+    deny: Deny | None = None
+    bbox_col: str | None = None
+    resolvers: tuple[str, ...] = ()
+    access: str = ""
 
     def reads(self) -> tuple[str, ...]:
         """Read the url; text and id travel into the layout's own files."""
-        return ("url", "text", "media", "sample_id")
+        asked = [self.verify_hash.column] if self.verify_hash is not None else []
+        boxes = [self.bbox_col] if self.bbox_col is not None else []
+        return ("url", "text", "media", "sample_id", *asked, *boxes)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Return the SHA-256 of the deny lists."""
+        return self.deny.digests() if self.deny is not None else ()
 
     def writes(self) -> tuple[pa.Field, ...]:
         """Write the payload and what only the original bytes can tell."""
@@ -64,120 +86,19 @@ class Download(Map, Resize):
         )
 
     def open(self, ctx: WorkerContext) -> MapFn:
-        """Return the function that downloads a whole partition."""
-        return lambda batch: _Job(self, ctx, batch).run()
+        """Return the function that downloads a whole partition; its decoder children live as long as the worker."""
+        from mmdata.stages.download_job import DownloadJob, Kitchen
+
+        kitchen = ctx.enter(Kitchen(self, ctx))
+        work: Callable[..., pa.Table] = lambda batch: DownloadJob(kitchen, batch).run()  # noqa: E731 - one job a batch
+        return work
 
     @property
     def agent(self) -> str:
         """The user agent: honest, with the user's contact."""
         return f"{AGENT} (+{self.contact})" if self.contact else AGENT
 
-
-class _Job:
-    """One partition being downloaded."""
-
-    def __init__(self, stage: Download, ctx: WorkerContext, batch: Batch) -> None:
-        self.stage, self.ctx, self.place = stage, ctx, batch.place
-        self.rows: list[dict[str, Any]] = batch.table.to_pylist()
-        self.resize = Resize.model_validate({name: getattr(stage, name) for name in Resize.model_fields})
-        self.items: dict[int, Item] = {}
-        self.spans: dict[int, tuple[int, int]] = {}
-        self.outcomes: list[str | None] = [None] * len(self.rows)
-        self.facts: list[dict[str, Any]] = [{} for _ in self.rows]
-
-    def run(self) -> pa.Table:
-        assert self.place is not None
-        with tempfile.TemporaryDirectory(prefix="mmdata-") as folder, ExitStack() as stack:
-            spool = stack.enter_context((Path(folder) / "spool").open("w+b"))
-            jails = self._jails(stack)
-            pool = stack.enter_context(ThreadPoolExecutor(self.stage.resources.cpus, "decode"))
-            asyncio.run(self._fetch_all(spool, jails, pool))
-            shard = Shard(Path(folder), self.place.shard, len(self.rows), _INPUT)
-            shard.write((index, self._with_data(spool, index)) for index in sorted(self.items))
-            place = shard.commit(self.ctx.store, self.place.set)
-        return self._table(shard, place)
-
-    def _jails(self, stack: ExitStack) -> SimpleQueue[Jail]:
-        jails: SimpleQueue[Jail] = SimpleQueue()
-        for _ in range(self.stage.resources.cpus):
-            jails.put(stack.enter_context(Jail()))
-        return jails
-
-    async def _fetch_all(self, spool: BinaryIO, jails: SimpleQueue[Jail], pool: ThreadPoolExecutor) -> None:
-        from mmdata.net.client import open_transport
-
-        stage, turns = self.stage, asyncio.Semaphore(self.stage.connections)
-        loop = asyncio.get_running_loop()
-        async with open_transport(Guard(self.ctx.allow), stage.limits, stage.agent, stage.connections) as transport:
-            fetcher = Fetcher(transport, stage.limits, stage.agent, stage.robots)
-
-            async def one(index: int, url: str) -> None:
-                async with turns:
-                    answer = await fetcher.fetch(url)
-                    if isinstance(answer, Failure):
-                        self._fail(index, answer.outcome, answer.detail)
-                        return
-                    data = await loop.run_in_executor(pool, self._decode, index, answer.body, jails)
-                    if data is not None:
-                        self.spans[index] = (spool.seek(0, 2), len(data))
-                        spool.write(data)
-
-            jobs = [one(i, row["url"]) for i, row in enumerate(self.rows) if row["media"] is not None]
-            await asyncio.gather(*jobs)
-
-    def _decode(self, index: int, body: bytes, jails: SimpleQueue[Jail]) -> bytes | None:
-        jail = jails.get()
-        try:
-            made = jail.transcode(body, self.resize)
-        except RecordError as error:
-            self._fail(index, error.outcome, error.message)
-            return None
-        finally:
-            jails.put(jail)
-        raw = hashlib.sha256(body).hexdigest()
-        sizes = (made.width, made.height, made.original_width, made.original_height)
-        self.items[index] = Item(
-            self._columns(index),
-            "success",
-            None,
-            suffix=self.stage.encode_format,
-            sizes=sizes,
-            exif=made.exif,
-            sha256=raw,
-        )
-        self.facts[index] = {
-            "raw_sha256": raw, "sha256": hashlib.sha256(made.data).hexdigest(), "format": made.format,
-            "original_width": made.original_width, "original_height": made.original_height,
-        }  # fmt: skip
-        return made.data
-
-    def _fail(self, index: int, outcome: str, detail: str) -> None:
-        self.items[index] = Item(self._columns(index), *words(outcome, detail))
-        self.outcomes[index] = outcome
-
-    def _columns(self, index: int) -> dict[str, object]:
-        row = self.rows[index]
-        return {"caption": row["text"], "url": row["url"], "sample_id": row["sample_id"]}
-
-    def _with_data(self, spool: BinaryIO, index: int) -> Item:
-        if index not in self.spans:
-            return self.items[index]
-        offset, size = self.spans[index]
-        spool.seek(offset)
-        return replace(self.items[index], data=spool.read(size))
-
-    def _table(self, shard: Shard, place: str) -> pa.Table:
-        columns: dict[str, list[Any]] = {field.name: [] for field in self.stage.writes()}
-        for index, facts in enumerate(self.facts):
-            member = shard.members.get(index)
-            ref = None if member is None else {
-                "set": place, "tar": f"{shard.name}.tar", "offset": member.offset, "size": member.size,
-                "sha256": facts["sha256"], "trusted": True,
-            }  # fmt: skip
-            columns[PAYLOAD_COLUMN].append(ref)
-            for name, values in columns.items():
-                if name != PAYLOAD_COLUMN:
-                    values.append(facts.get(name))
-        arrays = [pa.array(columns[field.name], field.type) for field in self.stage.writes()]
-        schema = pa.schema([*self.stage.writes(), pa.field(OUTCOME, pa.string())])
-        return pa.table([*arrays, pa.array(self.outcomes, pa.string())], schema)
+    @property
+    def resize(self) -> Resize:
+        """How images are made."""
+        return Resize.model_validate({name: getattr(self, name) for name in Resize.model_fields})

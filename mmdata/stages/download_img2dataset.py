@@ -204,8 +204,8 @@ class _Job:
     def _order(self, scratch: Path, num: int) -> dict[str, Any]:
         stage = self.stage
         resize = {name: getattr(stage, name) for name in Resize.model_fields}
-        if stage.encode_format == "png":
-            resize["encode_quality"] = min(stage.encode_quality, 9)  # there it says how hard to compress
+        if stage.encode_quality is None:
+            resize["encode_quality"] = 6 if stage.encode_format == "png" else 95  # for png it says how hard to compress
         fetch = {
             "thread_count": stage.connections, "timeout": stage.timeout_s, "retries": stage.retries,
             "user_agent_token": stage.user_agent_token, "output_folder": str(scratch / "out"),

@@ -55,11 +55,15 @@ QUICK = Resources(row_s=0.05)  # for stages that look at columns alone: what han
 
 @dataclass
 class WorkerContext:
-    """What a worker lends to the stages it opens; `enter` keeps a context open as long as the worker lives."""
+    """What a worker lends to the stages it opens; `enter` keeps a context open as long as the worker lives.
+
+    share  how many machines work on the run: each may take its part of what the outside world allows the run
+    """
 
     store: Store
     allow: tuple[str, ...] = ()
     device: str = "cpu"
+    share: int = 1
     exits: ExitStack = field(default_factory=ExitStack)
 
     def enter(self, manager: AbstractContextManager[T]) -> T:
@@ -119,6 +123,10 @@ class Stage(Definition):
 
     def weights(self) -> tuple[str, ...]:
         """Return the SHA-256 of every weights file it loads; they are part of its key."""
+        return ()
+
+    def inputs(self) -> tuple[str, ...]:
+        """Return the SHA-256 of every other file that decides what it gives; they are part of its key too."""
         return ()
 
     def numeric(self) -> tuple[str, ...]:

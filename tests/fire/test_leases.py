@@ -85,6 +85,7 @@ class TwiceExecutor:
     """Gives every task to two workers at once, as speculation or a retry of the cluster's may."""
 
     slots = 1
+    machines = 1
 
     def __init__(self) -> None:
         self.inner = ProcessExecutor(2)

@@ -60,6 +60,7 @@ class Pretending:
     """Answers without working: the first segment at once, later ones after a pause."""
 
     slots = 8
+    machines = 1
 
     def __init__(self, rows: int) -> None:
         self.rows, self._pool = rows, ThreadPoolExecutor(self.slots)
@@ -93,6 +94,10 @@ class Noting:
     @property
     def slots(self) -> int:
         return self.inner.slots
+
+    @property
+    def machines(self) -> int:
+        return self.inner.machines
 
     def submit(self, task: Task) -> Future[TaskReport]:
         self._begun -= {done.unit for done, future in self._flying if future.done() and done.step == self.last}

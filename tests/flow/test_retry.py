@@ -84,7 +84,7 @@ def plan_of(home: Path, at_least: int = 1) -> Plan:
         "name: retried\n"
         f"source: {{catalog: {{file: {home}/catalog.yaml, entry: x, partition_rows: 4}}}}\n"
         "stages:\n"
-        "  - download: {image_size: 32, limits: {host_interval_s: 0, retries: 0, breaker: 100}}\n"
+        "  - download: {image_size: 32, passes: 1, limits: {host_interval_s: 0, retries: 0, breaker: 100}}\n"
         f"  - measure\n  - keep: {{column: width, at_least: {at_least}}}\n"
         "sink: {shards: {samples: 100}}\n",
         encoding="utf-8",

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from mmdata.net import Failure, Fetched, Fetcher, Guard, Limits
+from mmdata.net import Failure, Fetched, Fetcher, Guard, Limits, Policy, Signals
 from mmdata.net.client import HttpTransport, Options, open_transport, run
 from tests.net.hostile import HostileServer
 
@@ -27,7 +27,7 @@ def ask(
 
     async def work() -> list[Fetched | Failure]:
         async with open_transport(Guard(server.allow), limits, AGENT, connections, options) as transport:
-            fetcher = Fetcher(transport, limits, AGENT, robots=False)
+            fetcher = Fetcher(transport, Policy(limits, AGENT, robots=False, signals=Signals(tdmrep_json=False)))
             get = fetcher.fetch if policy else transport.get
             return [await get(url) for url in ([urls] if isinstance(urls, str) else urls)]
 
