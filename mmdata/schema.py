@@ -76,7 +76,8 @@ OUTCOMES: tuple[str, ...] = (
     "tls", "timeout_connect", "timeout_headers", "timeout_idle", "timeout_total", "too_slow", "conn_reset",
     "short_body", "bad_response", "bad_encoding", "too_large", "redirect_limit", "http_4xx", "http_5xx", "throttled",
     "not_media", "unsupported_format", "truncated_media", "too_many_pixels", "decode_error", "decoder_timeout",
-    "decoder_oom", "decoder_crashed", "hash_mismatch", "split", "sample_incomplete", "scorer_error",
+    "decoder_oom", "decoder_crashed", "image_too_small", "image_area_too_large", "aspect_ratio_too_large", "hash_mismatch",
+    "split", "sample_incomplete", "scorer_error",
 )  # fmt: skip
 SPLIT = "split"
 INCOMPLETE = "sample_incomplete"

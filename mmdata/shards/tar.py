@@ -4,11 +4,17 @@ Headers come from webdataset's own writer, in USTAR with fixed owner, mode and t
 member and pads to 512, so every offset is known before a byte is written; that is also checked while writing.
 """
 
+import importlib.util
+import sys
+import types
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
+from mmdata.errors import ConfigError
 from mmdata.failpoint import step
 
+_ALONE = "_webdataset_alone"
 BLOCK = 512
 RECORD = 10_240
 
@@ -31,15 +37,25 @@ def tar_bytes(content: int) -> int:
     return -(-(content + 2 * BLOCK) // RECORD) * RECORD
 
 
+@cache
+def _tar_writer() -> Any:  # noqa: ANN401 - webdataset has no types
+    """Return webdataset's writer without the rest of the package, which would load torch: 500 MB in every worker."""
+    found = importlib.util.find_spec("webdataset")
+    if found is None or found.submodule_search_locations is None:
+        raise ConfigError("webdataset is not installed", hint="pip install webdataset")
+    package = types.ModuleType(_ALONE)
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules[_ALONE] = package
+    return importlib.import_module(f"{_ALONE}.writer").TarWriter
+
+
 class TarFile:
     """A tar being written to a local file."""
 
     def __init__(self, path: Path) -> None:
-        from webdataset import TarWriter
-
         self.path = path
         self._file: BinaryIO = path.open("wb")
-        self._writer = TarWriter(self._file, encoder=False, mtime=0)
+        self._writer = _tar_writer()(self._file, encoder=False, mtime=0)
         self.offset = 0
 
     def __enter__(self) -> Self:

@@ -53,6 +53,9 @@ WORDS: dict[str, tuple[str, str | None]] = {
     "decoder_timeout": (NOT_RESIZED, "decoder_timeout"),
     "decoder_oom": (NOT_RESIZED, "decoder_oom"),
     "decoder_crashed": (NOT_RESIZED, "decoder_crashed"),
+    "image_too_small": (NOT_RESIZED, JUDGED[0]),
+    "image_area_too_large": (NOT_RESIZED, JUDGED[1]),
+    "aspect_ratio_too_large": (NOT_RESIZED, JUDGED[2]),
     "hash_mismatch": (NOT_DOWNLOADED, "hash mismatch"),
     # Never a download's: the row was fetched, or was never asked for.
     "split": (NOT_DOWNLOADED, "split"),
@@ -66,7 +69,7 @@ _CODE = re.compile(r"\bHTTP (\d{3})\b")
 _MEANT: tuple[tuple[str, str], ...] = (
     ("Use of image disallowed", "opted_out"), ("hash mismatch", "hash_mismatch"), ("HTTP Error 429", "throttled"),
     ("HTTP Error 4", "http_4xx"), ("HTTP Error 5", "http_5xx"), ("HTTP Error 3", "redirect_limit"),
-    ("image area too large", "too_many_pixels"), ("<urlopen error timed out", "timeout_connect"),
+    (JUDGED[0], "image_too_small"), (JUDGED[1], "image_area_too_large"), (JUDGED[2], "aspect_ratio_too_large"), ("<urlopen error timed out", "timeout_connect"),
     ("The read operation timed out", "timeout_idle"), ("timed out", "timeout_headers"),
     ("<urlopen error [SSL", "tls"), ("[SSL", "tls"), ("<urlopen error [Errno -", "dns"), ("<urlopen error no host", "bad_row"),
     ("<urlopen error unknown url type", "blocked_scheme"), ("unknown url type", "bad_row"), ("IncompleteRead", "short_body"),
@@ -81,8 +84,6 @@ def words(outcome: str, detail: str = "") -> tuple[str, str | None]:
     detail  what the fetcher or the decoder said of it; only a status code, a refusal or a judgement of size is taken from it
     """
     status, message = WORDS[outcome]
-    if detail in JUDGED:
-        return NOT_RESIZED, detail
     if message == "HTTP":
         return status, _http_error(detail, outcome)
     if outcome == "conn_reset" and "refused" in detail.lower():
