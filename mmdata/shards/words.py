@@ -69,7 +69,8 @@ _CODE = re.compile(r"\bHTTP (\d{3})\b")
 _MEANT: tuple[tuple[str, str], ...] = (
     ("Use of image disallowed", "opted_out"), ("hash mismatch", "hash_mismatch"), ("HTTP Error 429", "throttled"),
     ("HTTP Error 4", "http_4xx"), ("HTTP Error 5", "http_5xx"), ("HTTP Error 3", "redirect_limit"),
-    (JUDGED[0], "image_too_small"), (JUDGED[1], "image_area_too_large"), (JUDGED[2], "aspect_ratio_too_large"), ("<urlopen error timed out", "timeout_connect"),
+    (JUDGED[0], "image_too_small"), (JUDGED[1], "image_area_too_large"), (JUDGED[2], "aspect_ratio_too_large"),
+    ("<urlopen error timed out", "timeout_connect"),
     ("The read operation timed out", "timeout_idle"), ("timed out", "timeout_headers"),
     ("<urlopen error [SSL", "tls"), ("[SSL", "tls"), ("<urlopen error [Errno -", "dns"), ("<urlopen error no host", "bad_row"),
     ("<urlopen error unknown url type", "blocked_scheme"), ("unknown url type", "bad_row"), ("IncompleteRead", "short_body"),

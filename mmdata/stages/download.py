@@ -87,7 +87,8 @@ class Download(Map, Resize):
 
     def open(self, ctx: WorkerContext) -> MapFn:
         """Return the function that downloads a whole partition; its decoder children live as long as the worker."""
-        from mmdata.stages.download_job import DownloadJob, Kitchen
+        from mmdata.stages.download_job import DownloadJob
+        from mmdata.stages.download_kitchen import Kitchen
 
         kitchen = ctx.enter(Kitchen(self, ctx))
         work: Callable[..., pa.Table] = lambda batch: DownloadJob(kitchen, batch).run()  # noqa: E731 - one job a batch

@@ -7,110 +7,34 @@ much does. A url that stands in several rows is fetched and decoded once; each r
 
 import asyncio
 import hashlib
-import importlib.metadata
-import io
 import os
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mmdata.errors import RecordError
-from mmdata.media import Jail, Transcoded, decode
-from mmdata.media.phash import phash
-from mmdata.net import TRANSIENT, Failure, Fetched, Guard, Policy, Transport, open_fetcher
-from mmdata.net.client import Options, open_transport, run
-from mmdata.net.optout import Refuse
+from mmdata.media import Jail
+from mmdata.net import TRANSIENT, Failure, Fetched, Transport, open_fetcher
+from mmdata.net.client import run
 from mmdata.schema import OUTCOME, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard, counted_in
 from mmdata.shards.words import words
-from mmdata.stages.access import read_access
-from mmdata.stages.download import Download
-from mmdata.stages.verbs import Batch, WorkerContext
-from mmdata.storage import digest_json
+from mmdata.stages.download_facts import facts_of, write_facts
+from mmdata.stages.download_kitchen import Dish, Gated, Kitchen
+from mmdata.stages.verbs import Batch
 
-WAITING_BYTES = 64 << 20  # of bodies that wait for a decoder
 _BATCH, _BATCH_BYTES = 32, 8 << 20
 _PAUSE_S = 1.0
 # Asked about again by a later pass; the others would cost their whole deadline once more.
 _PASSING = TRANSIENT - {"timeout_total", "too_slow"}
 _INPUT = (pa.field("caption", pa.string()), pa.field("url", pa.string()), pa.field("sample_id", pa.string()))
-_FACTS = pa.schema([
-    pa.field("row", pa.int64()), pa.field("url", pa.string()), pa.field("final_url", pa.string()),
-    pa.field("hops", pa.list_(pa.string())), pa.field("address", pa.string()), pa.field("rule", pa.string()),
-    pa.field("outcome", pa.string()), pa.field("detail", pa.string()), pa.field("elapsed_s", pa.float32()),
-    pa.field("fetched_at", pa.timestamp("ms", "UTC")), pa.field("content_type", pa.string()), pa.field("pass", pa.int8()),
-    pa.field("raw_sha256", pa.string()), pa.field("sha256", pa.string()),
-])  # fmt: skip
-_TOOLS = ("mmdata", "pillow", "simplejpeg", "opencv-python-headless", "httptools")
-
-
-class Dish(NamedTuple):
-    """What was made of one body: its SHA-256 as served and as stored, and the image."""
-
-    raw_sha256: str
-    made: Transcoded
-    sha256: str
-
-
-class Kitchen:
-    """What a worker keeps between partitions: decoder children, and all that the plan's files say."""
-
-    def __init__(self, stage: Download, ctx: WorkerContext) -> None:
-        self.stage, self.ctx, self.resize = stage, ctx, stage.resize
-        self.denied = stage.deny.open() if stage.deny is not None else None
-        access = read_access(stage.access)
-        self.options = Options(proxy=access.proxy, headers=access.headers, nameservers=stage.resolvers)
-        self.policy = Policy(
-            stage.limits, stage.agent, stage.robots, stage.signals, stage.connections, ctx.share,
-            denied=self.denied.of_url if self.denied is not None else None,
-        )  # fmt: skip
-        self.jails = [Jail() for _ in range(stage.resources.cpus)]
-        # What the workers of this machine know of hosts lies in one place for each run.
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        self.hosts = Path(tempfile.gettempdir()) / f"mmdata-hosts-{user}" / digest_json(ctx.store.url)[:16]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for jail in self.jails:
-            jail.close()
-
-    def transport(self) -> AbstractAsyncContextManager[Transport]:
-        """Open the connections of one partition."""
-        return open_transport(Guard(self.ctx.allow), self.stage.limits, self.stage.agent, self.policy.sockets, self.options)
-
-    def cook(self, jail: Jail, answers: list[Fetched], boxes: list[Any] | None) -> list["Dish | Failure"]:
-        """Hash, decode and encode bodies; called in a thread of its own."""
-        raw = [hashlib.sha256(answer.body).hexdigest() for answer in answers]
-        done: list[Dish | Failure] = []
-        results = jail.transcode_all([answer.body for answer in answers], self.resize, boxes)
-        for digest, made in zip(raw, results, strict=True):
-            if isinstance(made, RecordError):
-                done.append(Failure(made.outcome or "decode_error", made.message))
-            else:
-                done.append(self._judged(Dish(digest, made, hashlib.sha256(made.data).hexdigest())))
-        return done
-
-    def refusal(self, body: bytes) -> str | None:
-        """Return the deny list that bytes fall under before they are decoded, or null."""
-        return None if self.denied is None else self.denied.of_bytes(hashlib.sha256(body).hexdigest())
-
-    def _judged(self, dish: Dish) -> "Dish | Failure":
-        if self.denied is None or not len(self.denied.phash_N) or not dish.made.ours:
-            return dish
-        rule = self.denied.of_look(phash(decode(dish.made.data)))  # bytes of our own making
-        return dish if rule is None else Failure("denylisted", rule, rule=rule)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -122,33 +46,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
-
-
-class _Gated:
-    """A transport that starts no request while too many bytes wait to be decoded."""
-
-    def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-        self._waiting = 0
-        self._room = asyncio.Event()
-        self._room.set()
-
-    def add(self, num_bytes: int) -> None:
-        self._waiting += num_bytes
-        if self._waiting < WAITING_BYTES:
-            self._room.set()
-        else:
-            self._room.clear()
-
-    async def get(
-        self, url: str, *, media: bool = True, refuse: Refuse | None = None, headers: Mapping[str, str] | None = None
-    ) -> Fetched | Failure:
-        while not self._room.is_set():
-            await self._room.wait()
-        return await self.inner.get(url, media=media, refuse=refuse, headers=headers)
-
-    async def address(self, host: str) -> str:
-        return await self.inner.address(host)
 
 
 class DownloadJob:
@@ -204,19 +101,19 @@ class DownloadJob:
     async def _pass(self, todo: Mapping[str, list[int]], spool: int) -> None:
         """Ask about every url once, and decode what comes as it comes."""
         bodies: asyncio.Queue[tuple[list[int], Fetched] | None] = asyncio.Queue()
-        gates: list[_Gated] = []
+        gates: list[Gated] = []
 
         @asynccontextmanager
         async def gated() -> AsyncIterator[Transport]:
             async with self.kitchen.transport() as transport:
-                gates.append(_Gated(transport))
+                gates.append(Gated(transport))
                 yield gates[0]
 
         async with open_fetcher(gated(), self.kitchen.policy, self.kitchen.hosts) as fetcher:
 
             async def one(url: str, indices: list[int]) -> None:
                 answer = await fetcher.fetch(url)
-                self._note(indices, answer)
+                self.facts.update(dict.fromkeys(indices, facts_of(answer, self.number + 1)))
                 if (left := self._wanted(indices, answer)) and isinstance(answer, Fetched):
                     gates[0].add(len(answer.body))
                     bodies.put_nowait((left, answer))
@@ -232,7 +129,7 @@ class DownloadJob:
                         bodies.put_nowait(None)
 
     async def _cook(
-        self, jail: Jail, bodies: asyncio.Queue[Any], gates: list[_Gated], pool: ThreadPoolExecutor, spool: int
+        self, jail: Jail, bodies: asyncio.Queue[Any], gates: list[Gated], pool: ThreadPoolExecutor, spool: int
     ) -> None:
         """Take bodies in batches until there are no more."""
         loop = asyncio.get_running_loop()
@@ -327,19 +224,7 @@ class DownloadJob:
         schema = pa.schema([*self.stage.writes(), pa.field(OUTCOME, pa.string())])
         return pa.table([*arrays, pa.array(self.outcomes, pa.string())], schema)
 
-    def _note(self, indices: list[int], answer: Fetched | Failure) -> None:
-        """Note what varies between runs: it lies beside, and enters no column."""
-        facts = {
-            "final_url": answer.url, "hops": list(answer.hops), "address": answer.address, "rule": answer.rule,
-            "detail": answer.detail if isinstance(answer, Failure) else None, "elapsed_s": answer.elapsed_s,
-            "fetched_at": int(time.time() * 1000), "pass": self.number + 1,
-            "content_type": None if isinstance(answer, Failure) else answer.headers.get("content-type"),
-        }  # fmt: skip
-        for index in indices:
-            self.facts[index] = facts
-
     def _write_facts(self, place: str) -> None:
-        """Write who answered, when, from where and by which rule, beside the payload; a second attempt leaves the first's."""
         assert self.place is not None
         rows = [
             {
@@ -348,8 +233,4 @@ class DownloadJob:
             }
             for index, facts in sorted(self.facts.items())
         ]  # fmt: skip
-        tools = {name: importlib.metadata.version(name) for name in _TOOLS}
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_FACTS.with_metadata(tools)), buffer, compression="zstd")
-        folder = place.removeprefix("payload/").rpartition("/")
-        self.kitchen.ctx.store.create(f"facts/{folder[0]}/{folder[2]}-{self.place.shard:05d}.parquet", buffer.getvalue())
+        write_facts(self.kitchen.ctx.store, place, self.place.shard, rows)
