@@ -59,6 +59,8 @@ class Listed(Source):
     def read(self, part: SourceSlice) -> pa.Table:
         """Return the rows of one slice."""
         origin = Origin(self.title, part.file, part.start)
+        if not part.digest.startswith(_LEFT_OUT) and file_digest(self.root / part.file) != part.digest:
+            raise changed(self.root / part.file)
         list_file = open_list(self.definition, self.root / part.file)
         try:
             if not part.digest.startswith(_LEFT_OUT):
@@ -167,8 +169,10 @@ class Folder(Source):
 
     def read(self, part: SourceSlice) -> pa.Table:
         """Return one row an image, in order of the names."""
-        names = self._names()[part.start : part.stop]
-        rows = [self._row(name) for name in names]
+        names = self._names()
+        if self._digest(names[part.start : part.start + self.partition_rows]) != part.digest:  # a `--limit` may have cut it
+            raise changed(Path(self.path))
+        rows = [self._row(name) for name in names[part.start : part.stop]]
         schema = pa.schema([*self.fields(), pa.field(OUTCOME, pa.string())])
         return pa.Table.from_pylist(rows, schema=schema)
 
@@ -210,6 +214,12 @@ class Folder(Source):
             "payload": payload,
             OUTCOME: None,
         }
+
+
+def changed(path: Path) -> RunError:
+    """Return the error for an input that is not what it was when the run began."""
+    hint = "let it be still, then run the same command: what is done of what did not change is kept"
+    return RunError(f"{path}: it has changed since this run began", hint=hint)
 
 
 def _texts_of(image: Path) -> list[Path]:
