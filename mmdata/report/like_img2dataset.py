@@ -25,7 +25,7 @@ HOME = "_mmdata"
 _SHARD = re.compile(r"(\d+)(_stats\.json|\.tar|\.parquet|)")
 _DONE = "exported"
 LOOK_S = 2.0
-JOIN_S = 60.0
+JOIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,13 @@ def _following(run: RunStore, out: str, request: Request) -> Iterator[None]:
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(run, out, request, stop), name="export", daemon=True)
     thread.start()
+    patience_s: float | None = JOIN_S  # a run that was stopped does not wait for a shard
     try:
         yield
+        patience_s = None
     finally:
         stop.set()
-        thread.join(JOIN_S)
+        thread.join(patience_s)
 
 
 def _follow(run: RunStore, out: str, request: Request, stop: threading.Event) -> None:

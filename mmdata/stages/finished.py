@@ -18,7 +18,7 @@ from mmdata.catalog.entry import CarryType
 from mmdata.catalog.files import file_digest, refuse_special
 from mmdata.errors import ConfigError
 from mmdata.schema import BASE_FIELDS, OUTCOME, PAYLOAD, PAYLOAD_COLUMN, REPAIRED
-from mmdata.shards.foreign import Ref
+from mmdata.shards.foreign import Place
 from mmdata.stages.sources import changed
 from mmdata.stages.verbs import Source, SourceSlice
 
@@ -117,10 +117,12 @@ class Finished(Source):
         urls = [None if url == _NO_URL else url for url in table.column("url").to_pylist()]
         return table.set_column(table.schema.get_field_index("url"), "url", pa.array(urls, pa.string()))
 
-    def finished(self, table: pa.Table, refs: Sequence[Ref | None], outcomes: Sequence[str | None]) -> pa.Table:
-        """Return rows with their payloads; a row that is good and has none is a bad one."""
+    def finished(self, table: pa.Table, places: Sequence[Place], outcomes: Sequence[str | None]) -> pa.Table:
+        """Return rows with their payloads; a row keeps its own outcome, then that given, then that of its place."""
+        refs = [None if isinstance(place, str) else place for place in places]
+        lost = [place if isinstance(place, str) else None for place in places]
         known = table.column(OUTCOME).to_pylist()
-        ends = [old or new or (None if ref else "bad_row") for old, new, ref in zip(known, outcomes, refs, strict=True)]
+        ends = [first or second or third for first, second, third in zip(known, outcomes, lost, strict=True)]
         table = table.drop_columns([OUTCOME]).append_column(PAYLOAD_COLUMN, pa.array(refs, PAYLOAD))
         return table.append_column(OUTCOME, pa.array(ends, pa.string()))
 

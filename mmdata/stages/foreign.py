@@ -16,7 +16,7 @@ from braceexpand import braceexpand
 from mmdata.catalog import Columns, Origin, open_list, to_rows
 from mmdata.catalog.text import parse_object
 from mmdata.errors import ConfigError
-from mmdata.shards.foreign import Ref, Sample, file_ref, image_column, row_refs, tar_refs, tar_samples
+from mmdata.shards.foreign import NO_MEDIA, Place, Sample, file_ref, image_column, row_refs, tar_refs, tar_samples
 from mmdata.shards.words import SUCCESS, outcome_of
 from mmdata.stages.finished import Finished
 from mmdata.stages.verbs import SourceSlice
@@ -66,8 +66,7 @@ class WebdatasetTars(Finished):
         with path.open("rb") as file:
             records = [self._record(file, sample) for sample in samples]
         table = self.made(path, records, part.start)
-        refs = list(tar_refs(path, samples))
-        return self.finished(table, refs, [None] * len(samples))
+        return self.finished(table, list(tar_refs(path, samples)), [None] * len(samples))
 
     def _record(self, file: Any, sample: Sample) -> dict[str, Any] | None:  # noqa: ANN401 - a binary file
         texts = {suffix: _text(file, sample, suffix) for suffix in ("json", "txt", *self.carry) if suffix in sample.members}
@@ -119,11 +118,12 @@ class Img2datasetFolder(Finished):
         for field, name in zip(self.extra(), ("sha256", "original_width", "original_height"), strict=True):
             table = table.append_column(field, pa.array([row.get(name) for row in known], field.type))
         wanted = [number for number, row in enumerate(known, part.start) if row["status"] == SUCCESS]
-        refs = dict(zip(wanted, self._refs(path, wanted, known, part.start), strict=True))
-        return self.finished(table, [refs.get(number) for number in range(part.start, part.start + len(known))], outcomes)
+        places = dict(zip(wanted, self._places(path, wanted, known, part.start), strict=True))
+        numbers = range(part.start, part.start + len(known))
+        return self.finished(table, [places.get(number, NO_MEDIA) for number in numbers], outcomes)
 
-    def _refs(self, path: Path, wanted: list[int], known: list[dict[str, Any]], first: int) -> Iterator[Ref | None]:
-        """Yield where the image of each row that was fetched lies; null where it is not there."""
+    def _places(self, path: Path, wanted: list[int], known: list[dict[str, Any]], first: int) -> Iterator[Place]:
+        """Yield where the image of each row that was fetched lies."""
         keys = [known[number - first]["key"] for number in wanted]
         tar = path.with_suffix(".tar")
         if tar.exists():

@@ -113,6 +113,14 @@ def test_a_tar_that_is_cut_short_or_no_tar_is_refused_by_name(tmp_path: Path) ->
         WebdatasetTars(path=str(tmp_path / "b-{1..2}.tar")).scan()
 
 
+def test_an_image_larger_than_a_download_may_be_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdata.shards.foreign.MAX_MEDIA_BYTES", len(picture(1)))
+    write_tar(tmp_path / "a.tar", [("one.jpg", picture(1)), ("two.jpg", picture(2, 900, 900))])
+    assert [row[OUTCOME] for row in read(WebdatasetTars(path=str(tmp_path)))] == [None, "too_large"]
+    pq.write_table(pa.table({"image": [picture(2, 900, 900), picture(1)]}), tmp_path / "a.parquet")
+    assert [row[OUTCOME] for row in read(EmbeddedImages(path=str(tmp_path)))] == ["too_large", None]
+
+
 @pytest.mark.fault("T16")
 def test_names_in_a_foreign_tar_are_never_paths(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("../../x.jpg", picture(1)), ("/abs/y.jpg", picture(2))])
