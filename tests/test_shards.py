@@ -18,6 +18,7 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.shards import open_corpus, verify
 from mmdata.shards.img2dataset import Item, Shard
 from mmdata.shards.tar import TarFile, member_bytes, tar_bytes
+from mmdata.shards.tar import header as tar_header
 from mmdata.shards.units import borders, record_bytes, suffix_of
 from mmdata.storage import LocalStore, open_store
 from tests.corpus import make_corpus
@@ -36,6 +37,23 @@ def test_offsets_are_known_before_a_byte_is_written(samples: list[dict[str, byte
         assert path.stat().st_size == tar_bytes(content)
         with tarfile.open(path) as read:
             assert [(m.name, m.offset_data, m.size) for m in read] == [tuple(member) for member in placed]
+
+
+def test_a_tar_has_the_bytes_of_webdatasets_own_writer(tmp_path: Path) -> None:
+    from webdataset import TarWriter
+
+    samples = [("000001", {"jpg": b"p" * 5000, "json": b"{}", "txt": b""}), ("x" * 93, {"0.webp": bytes(512), "a.txt": b"\xff"})]
+    with (tmp_path / "theirs.tar").open("wb") as file:
+        writer = TarWriter(file, encoder=False, mtime=0)
+        for key, members in samples:
+            writer.write({"__key__": key, **members})
+        writer.close()
+    with TarFile(tmp_path / "ours.tar") as tar:
+        for key, members in samples:
+            tar.write(key, members)
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    with pytest.raises(ValueError, match="does not fit into USTAR"):
+        tar_header("x" * 101, 1)
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
