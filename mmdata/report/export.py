@@ -69,15 +69,19 @@ class Exported:
 def export_img2dataset(url: str, out: str, request: Request | None = None) -> Exported:
     """Write the newest finished generation of a run to a folder, and say what came of it.
 
-    Raises ConfigError when the run has not ended or has no download, or `out` is a run folder itself.
+    Partitions that the run gave up are left out. Raises ConfigError when the run has not ended or has no download, or `out` is a
+    run folder itself.
     """
     run = RunStore(url)
     numbers = run.finished()
     if not numbers:
         raise ConfigError(f"{url}: no finished generation", hint="give the --run-dir of a run that has ended")
     export = Export(run, numbers[-1], out, request or Request())
+    heads = run.manifest(numbers[-1])["heads"]
     totals = [0, 0, 0, 0]
-    for partition in export.generation.partitions:
+    for partition, head in zip(export.generation.partitions, heads, strict=True):
+        if head is None:  # it was given up
+            continue
         fresh, stats = export.write(partition)
         for place, number in enumerate((fresh, not fresh, stats["rows"], stats["successes"])):
             totals[place] += number

@@ -110,12 +110,13 @@ def _following(run: RunStore, out: str, request: Request) -> Iterator[None]:
 def _follow(run: RunStore, out: str, request: Request, stop: threading.Event) -> None:
     """Look every few seconds. Trouble is left to the export at the end, which says it."""
     written: set[int] = set()
+    export: Export | None = None
     while not stop.wait(LOOK_S):
         with suppress(MmdataError, OSError, pa.ArrowException):
-            numbers = run.generations()
-            export = Export(run, numbers[-1], out, request) if numbers else None
+            number = max(run.generations(), default=0)
+            if number and (export is None or export.generation.number != number):
+                export, written = Export(run, number, out, request), set()
             for partition in export.generation.partitions if export is not None else ():
-                if stop.is_set() or partition.number in written or export is None or not export.ready(partition):
-                    continue
-                export.write(partition)
-                written.add(partition.number)
+                if not stop.is_set() and partition.number not in written and export is not None and export.ready(partition):
+                    export.write(partition)
+                    written.add(partition.number)

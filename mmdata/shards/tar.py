@@ -2,7 +2,7 @@
 
 Headers are those of webdataset's writer, in USTAR with fixed owner, mode and time. USTAR has one 512-byte header a member
 and pads to 512, so every offset is known before a byte is written. They are made here, from the standard library's: with
-webdataset comes torch, which costs a worker that only downloads seconds and 200 MiB; a test holds the bytes against its own.
+webdataset comes torch, which costs a worker that only downloads seconds and 250 MiB; a test holds the bytes against its own.
 """
 
 import tarfile

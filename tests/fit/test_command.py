@@ -85,6 +85,10 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(options: dict[str, o
 def test_mistaken_flags_are_named() -> None:
     with pytest.raises(ConfigError, match="has no key `imagesize`"):
         flags(imagesize=3)
+    with pytest.raises(ConfigError, match=r"`upscale_interpolation`: .* not 'mean'"):
+        plan_of(flags(upscale_interpolation="mean"))
+    with pytest.raises(ConfigError, match="--bbox_col: the download stage cannot do this"):
+        plan_of(flags(bbox_col="faces"))
     with pytest.raises(ConfigError, match="`width` is a column that the layout itself has"):
         flags(save_additional_columns=["width"])
 
