@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from mmdata.config import Model
+from mmdata.config import Document, Model, build
 from mmdata.errors import ConfigError
 from mmdata.plan.plan import Plan
 from mmdata.shards.img2dataset import RESERVED, Layout
@@ -139,7 +139,7 @@ def plan_of(flags: Flags) -> Plan:
         path=flags.url_list, format=flags.input_format, url=flags.url_col, caption=flags.caption_col,
         columns=tuple(columns), partition_rows=flags.number_sample_per_shard,
     )  # fmt: skip
-    plan = Plan(name="img2dataset", source=(source,), stages=(Download.model_validate(_download(flags)),))
+    plan = Plan(name="img2dataset", source=(source,), stages=(build(Download, Document("img2dataset", _download(flags))),))
     plan.check()
     return plan
 
@@ -149,6 +149,8 @@ def _download(flags: Flags) -> dict[str, Any]:
     asked = flags.changed()
     always = ("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format")
     fields = {name: getattr(flags, name) for name in _IMAGE_FLAGS if name in always or name in asked}
+    if flags.encode_format == "png":  # there it says how hard to compress, which costs no pixel
+        fields["encode_quality"] = max(1, min(flags.encode_quality, 9))
     if flags.bbox_col is not None:
         fields["bbox_col"] = flags.bbox_col
     for name in fields:

@@ -69,26 +69,46 @@ class Exported:
 def export_img2dataset(url: str, out: str, request: Request | None = None) -> Exported:
     """Write the newest finished generation of a run to a folder, and say what came of it.
 
-    Raises ConfigError when the run has not ended or has no download, or `out` is a run folder itself.
+    Partitions that the run gave up are left out. Raises ConfigError when the run has not ended or has no download, or `out` is a
+    run folder itself.
     """
-    request = request or Request()
-    run, store = RunStore(url), open_store(out)
-    if store.exists("run.json"):
-        raise ConfigError(f"{out} is a run folder", hint="give a folder of its own, for example RUN/export")
+    run = RunStore(url)
     numbers = run.finished()
     if not numbers:
         raise ConfigError(f"{url}: no finished generation", hint="give the --run-dir of a run that has ended")
-    generation = load_generation(url, numbers[-1])
-    step = _download(generation)
-    samples = request.samples or counted_in(max((part.rows for part in generation.partitions), default=0))
-    request = replace(request, samples=samples, columns=_columns(generation, step, request.columns))
+    export = Export(run, numbers[-1], out, request or Request())
+    heads = run.manifest(numbers[-1])["heads"]
     totals = [0, 0, 0, 0]
-    for partition in generation.partitions:
-        view = PartitionView(run, generation.plan, run.keys(generation.number), partition)
-        fresh, stats = _Part(view, step, request, store).export()
+    for partition, head in zip(export.generation.partitions, heads, strict=True):
+        if head is None:  # it was given up
+            continue
+        fresh, stats = export.write(partition)
         for place, number in enumerate((fresh, not fresh, stats["rows"], stats["successes"])):
             totals[place] += number
     return Exported(*totals)
+
+
+class Export:
+    """A generation on its way into a folder, partition by partition."""
+
+    def __init__(self, run: RunStore, number: int, out: str, request: Request) -> None:
+        self.run, self.store = run, open_store(out)
+        if self.store.exists("run.json"):
+            raise ConfigError(f"{out} is a run folder", hint="give a folder of its own, for example RUN/export")
+        self.generation = load_generation(run.url, number)
+        self.step = _download(self.generation)
+        self.keys = run.keys(number)
+        samples = request.samples or counted_in(max((part.rows for part in self.generation.partitions), default=0))
+        self.request = replace(request, samples=samples, columns=_columns(self.generation, request.columns))
+
+    def ready(self, partition: Partition) -> bool:
+        """Say whether a partition was downloaded, although the run may not have ended."""
+        return self.run.store.exists(f"columns/{self.keys[self.step.index]}/{partition.ident}.0.parquet")
+
+    def write(self, partition: Partition) -> tuple[bool, dict[str, int]]:
+        """Write a partition's shard unless it is there; return whether it had to be written, and its counts."""
+        view = PartitionView(self.run, self.generation.plan, self.keys, partition)
+        return _Part(view, self.step, self.request, self.store).export()
 
 
 def _download(generation: Generation) -> Step:
@@ -99,7 +119,7 @@ def _download(generation: Generation) -> Step:
     raise ConfigError(f"plan `{generation.plan.name}` downloads nothing", hint="only a run with a download stage has a layout")
 
 
-def _columns(generation: Generation, step: Step, given: dict[str, str] | None) -> dict[str, str]:
+def _columns(generation: Generation, given: dict[str, str] | None) -> dict[str, str]:
     if given is not None:
         return given
     carried = [column.name for source in generation.plan.source for column in source.fields()]

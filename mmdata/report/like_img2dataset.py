@@ -1,23 +1,31 @@
 """One call of img2dataset's command line, made of a run and an export.
 
 Decided here: what img2dataset calls incremental, overwrite and extend are which run folder the call goes on with. Run folders
-lie in `_mmdata/N/` of the output folder, N being the number of their first shard.
+lie in `_mmdata/N/` of the output folder, N being the number of their first shard. Shards appear while the run goes on, as
+they do with img2dataset: a thread looks for partitions that were downloaded. What it misses is written when the run has ended.
 """
 
 import re
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
+
 from mmdata.engine import Executor, Runner, RunResult, RunStore
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, MmdataError
 from mmdata.plan.img2dataset import Flags, plan_of
-from mmdata.report.export import Exported, Request, export_img2dataset
+from mmdata.report.export import Export, Exported, Request, export_img2dataset
 
 HOME = "_mmdata"
 _SHARD = re.compile(r"(\d+)(_stats\.json|\.tar|\.parquet|)")
 _DONE = "exported"
+LOOK_S = 2.0
+JOIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Job:
             self._clear()
         first = self.first_shard
         home = self.root / HOME / str(first)
-        result = Runner(plan, str(home), self.allow).execute(executor)
+        with _following(RunStore(str(home)), str(self.root), self._request(first)):
+            result = Runner(plan, str(home), self.allow).execute(executor)
         exported = export_img2dataset(str(home), str(self.root), self._request(first))
         if not result.failed:
             RunStore(str(home)).store.put(_DONE, b"")
@@ -81,3 +90,33 @@ class Job:
         for path in self.root.glob("*"):
             if path.name == HOME or _SHARD.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def _following(run: RunStore, out: str, request: Request) -> Iterator[None]:
+    """Write the shards of partitions as they are downloaded, as long as the context is open."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(run, out, request, stop), name="export", daemon=True)
+    thread.start()
+    patience_s: float | None = JOIN_S  # a run that was stopped does not wait for a shard
+    try:
+        yield
+        patience_s = None
+    finally:
+        stop.set()
+        thread.join(patience_s)
+
+
+def _follow(run: RunStore, out: str, request: Request, stop: threading.Event) -> None:
+    """Look every few seconds. Trouble is left to the export at the end, which says it."""
+    written: set[int] = set()
+    export: Export | None = None
+    while not stop.wait(LOOK_S):
+        with suppress(MmdataError, OSError, pa.ArrowException):
+            number = max(run.generations(), default=0)
+            if number and (export is None or export.generation.number != number):
+                export, written = Export(run, number, out, request), set()
+            for partition in export.generation.partitions if export is not None else ():
+                if not stop.is_set() and partition.number not in written and export is not None and export.ready(partition):
+                    export.write(partition)
+                    written.add(partition.number)

@@ -17,8 +17,11 @@ from mmdata.errors import ConfigError, did_you_mean
 from mmdata.shards.tar import BLOCK, Member
 from mmdata.storage import ParquetRows, digest_bytes, rows_url
 
+MAX_MEDIA_BYTES = 32 << 20  # as much as a download takes
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
+NO_MEDIA, TOO_LARGE = "bad_row", "too_large"
 Ref = dict[str, Any]  # a value of `mmdata.schema.PAYLOAD`
+Place = Ref | str  # or the outcome of a row whose image is not there or too large
 
 
 class Sample(NamedTuple):
@@ -86,35 +89,39 @@ def _bytes_of(field: pa.Field) -> str | None:
     return None
 
 
-def row_refs(path: Path, column: str, rows: Sequence[int]) -> Iterator[Ref | None]:
-    """Yield a reference to the image of each row of a parquet file; null where there is none."""
-    url = rows_url(path.parent, column)
-    store = ParquetRows(url)
+def row_refs(path: Path, column: str, rows: Sequence[int]) -> Iterator[Place]:
+    """Yield where the image of each row of a parquet file lies."""
+    store = ParquetRows(rows_url(path.parent, column))
     for row in rows:
         data = store.value(path.name, row)
-        ref = {"set": url, "tar": path.name, "offset": row, "size": len(data or b""), "trusted": False}
-        yield {**ref, "sha256": digest_bytes(data)} if data else None
+        if not data or len(data) > MAX_MEDIA_BYTES:
+            yield TOO_LARGE if data else NO_MEDIA
+            continue
+        yield _ref(store.url, path.name, row, data)
 
 
-def tar_refs(tar: Path, samples: Sequence[Sample]) -> Iterator[Ref | None]:
-    """Yield a reference to the image of each sample of a tar; null for a sample without one."""
+def tar_refs(tar: Path, samples: Sequence[Sample]) -> Iterator[Place]:
+    """Yield where the image of each sample of a tar lies."""
     with tar.open("rb") as file:
         for sample in samples:
             member = next((sample.members[suffix] for suffix in SUFFIXES if suffix in sample.members), None)
-            if member is None:
-                yield None
+            if member is None or member.size > MAX_MEDIA_BYTES:
+                yield TOO_LARGE if member else NO_MEDIA
                 continue
             file.seek(member.offset)
-            digest = digest_bytes(file.read(member.size))
-            place = {"set": tar.parent.absolute().as_posix(), "tar": tar.name}
-            yield {**place, "offset": member.offset, "size": member.size, "sha256": digest, "trusted": False}
+            yield _ref(tar.parent.absolute().as_posix(), tar.name, member.offset, file.read(member.size))
 
 
-def file_ref(folder: Path, key: str) -> Ref | None:
-    """Return a reference to the image file of a key in a folder; null when there is none."""
+def file_ref(folder: Path, key: str) -> Place:
+    """Return where the image file of a key in a folder lies."""
     for suffix in SUFFIXES:
         file = folder / f"{key}.{suffix}"
         if file.is_file():
-            place = {"set": folder.absolute().as_posix(), "tar": file.name, "offset": 0, "size": file.stat().st_size}
-            return {**place, "sha256": digest_bytes(file.read_bytes()), "trusted": False}
-    return None
+            large = file.stat().st_size > MAX_MEDIA_BYTES
+            return TOO_LARGE if large else _ref(folder.absolute().as_posix(), file.name, 0, file.read_bytes())
+    return NO_MEDIA
+
+
+def _ref(home: str, name: str, offset: int, data: bytes) -> Ref:
+    place = {"set": home, "tar": name, "offset": offset, "size": len(data)}
+    return {**place, "sha256": digest_bytes(data), "trusted": False}

@@ -62,6 +62,7 @@ WORDS: dict[str, tuple[str, str | None]] = {
     "sample_incomplete": (NOT_DOWNLOADED, "sample_incomplete"),
     "scorer_error": (NOT_RESIZED, "scorer_error"),
 }
+_REFUSAL = re.compile(r"refused|connect call failed|errno 111", re.IGNORECASE)
 _REFUSED = "<urlopen error [Errno 111] Connection refused>"
 _CODE = re.compile(r"\bHTTP (\d{3})\b")
 
@@ -87,7 +88,7 @@ def words(outcome: str, detail: str = "") -> tuple[str, str | None]:
     status, message = WORDS[outcome]
     if message == "HTTP":
         return status, _http_error(detail, outcome)
-    if outcome == "conn_reset" and "refused" in detail.lower():
+    if outcome == "conn_reset" and _REFUSAL.search(detail):
         return status, _REFUSED
     return status, message
 

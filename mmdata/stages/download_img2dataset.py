@@ -18,7 +18,7 @@ from pydantic import Field
 
 from mmdata.errors import PartitionError
 from mmdata.media import Resize
-from mmdata.net.fetch import check_url
+from mmdata.net.fetch import TRANSIENT, check_url
 from mmdata.schema import OUTCOME, PAYLOAD_COLUMN
 from mmdata.shards.foreign import tar_samples
 from mmdata.shards.img2dataset import Item, Shard, counted_in
@@ -135,6 +135,7 @@ class DownloadImg2dataset(Map, Resize):
 
     name: ClassVar[str] = "download_img2dataset"
     whole: ClassVar[bool] = True
+    transient: ClassVar[tuple[str, ...]] = (*TRANSIENT, "throttled", "tls", "http_4xx", "bad_response")
     not_in_key: ClassVar[set[str]] = {"resources", "connections"}
 
     resources: Resources = Resources(row_s=30)

@@ -5,123 +5,23 @@ trusted: whoever decodes them does so in the jail. Every row of an img2dataset f
 with the outcome that its message means.
 """
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
-from pydantic import Field
 
-from mmdata.catalog import Columns, Entry, Origin, Raw, open_list, to_rows
-from mmdata.catalog.entry import CarryType
-from mmdata.catalog.files import file_digest, refuse_special
+from mmdata.catalog import Columns, Origin, open_list, to_rows
 from mmdata.catalog.text import parse_object
 from mmdata.errors import ConfigError
-from mmdata.schema import BASE_FIELDS, OUTCOME, PAYLOAD, PAYLOAD_COLUMN, REPAIRED
-from mmdata.shards.foreign import Ref, Sample, file_ref, image_column, row_refs, tar_refs, tar_samples
+from mmdata.shards.foreign import NO_MEDIA, Place, Sample, file_ref, image_column, row_refs, tar_refs, tar_samples
 from mmdata.shards.words import SUCCESS, outcome_of
-from mmdata.stages.verbs import Source, SourceSlice
+from mmdata.stages.finished import Finished
+from mmdata.stages.verbs import SourceSlice
 
 _MAX_JSON_BYTES = 16 << 20
-_NO_URL = "http://none.invalid/"  # stands in for the url of a row that has none, and is taken out again
-
-
-class Finished(Source):
-    """Rows whose media are there already, file by file; `carry` names further columns to keep."""
-
-    licence: str = "unknown"
-    carry: dict[str, CarryType] = Field(default_factory=dict)
-    partition_rows: Annotated[int, Field(ge=1)] = 10_000
-
-    path: str
-
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """Return the files of rows, in order."""
-
-    @abstractmethod
-    def count(self, path: Path) -> int:
-        """Return the rows of a file."""
-
-    @abstractmethod
-    def rows(self, path: Path, part: SourceSlice) -> pa.Table:
-        """Return the rows of a slice, without what `extra` adds."""
-
-    @property
-    def root(self) -> Path:
-        """The folder that files are named from."""
-        return Path(self.path)
-
-    def extra(self) -> tuple[pa.Field, ...]:
-        """Return further fields."""
-        return ()
-
-    def label(self) -> str:
-        """Return the kind and the folder's own name."""
-        return f"{self.name}:{Path(self.path).name}"
-
-    def located(self, home: Path) -> "Finished":
-        """Return itself with an absolute path."""
-        return self.model_copy(update={"path": str(home / self.path)})
-
-    def licences(self) -> dict[str, str]:
-        """Return the licence as given."""
-        return {Path(self.path).name: self.licence}
-
-    def identity(self) -> dict[str, object]:
-        """Return what decides how its rows are read."""
-        return self.model_dump(mode="json", exclude={"licence", "partition_rows"})
-
-    def fields(self) -> tuple[pa.Field, ...]:
-        """Return the base columns, what was mended, what is carried, and `payload`: the images need no download."""
-        return (*BASE_FIELDS, REPAIRED, *self.entry().carried(), *self.extra(), pa.field(PAYLOAD_COLUMN, PAYLOAD))
-
-    def scan(self) -> list[SourceSlice]:
-        """Cut every file into slices of `partition_rows` rows."""
-        found = []
-        for path in self.files():
-            refuse_special(path)
-            rows, step, name = self.count(path), self.partition_rows, path.relative_to(self.root).as_posix()
-            digest = self.digest(path)
-            found += [SourceSlice(digest, name, start, min(start + step, rows)) for start in range(0, rows, step)]
-        return found
-
-    def read(self, part: SourceSlice) -> pa.Table:
-        """Return the rows of one slice."""
-        return self.rows(self.root / part.file, part)
-
-    def digest(self, path: Path) -> str:
-        """Return what names a file's content."""
-        return file_digest(path)
-
-    def entry(self) -> Entry:
-        """Return how the rows are read."""
-        return Entry(files=("*",), format="parquet", guess=False, carry=self.carry, columns=self.named())
-
-    def named(self) -> Columns:
-        """Return the names of the columns that play a part."""
-        return Columns(url="url", text="text", sample_id="sample_id")
-
-    def made(self, path: Path, records: Sequence[dict[str, Any] | None], first: int) -> pa.Table:
-        """Return rows from records of `url`, `text`, `sample_id` and the carried columns; null is a bad row."""
-        names = ("url", "text", "sample_id", *self.carry)
-        columns = {name: [None if record is None else record.get(name) for record in records] for name in names}
-        columns["url"] = [_NO_URL if url is None else url for url in columns["url"]]
-        parts = {name: name for name in names[:3]}
-        origin = Origin(Path(self.path).name, path.relative_to(self.root).as_posix(), first)
-        table = to_rows(self.entry(), [Raw(columns, [record is None for record in records])], parts, origin)
-        urls = [None if url == _NO_URL else url for url in table.column("url").to_pylist()]
-        return table.set_column(table.schema.get_field_index("url"), "url", pa.array(urls, pa.string()))
-
-    def finished(self, table: pa.Table, refs: Sequence[Ref | None], outcomes: Sequence[str | None]) -> pa.Table:
-        """Return rows with their payloads; a row that is good and has none is a bad one."""
-        known = table.column(OUTCOME).to_pylist()
-        ends = [old or new or (None if ref else "bad_row") for old, new, ref in zip(known, outcomes, refs, strict=True)]
-        table = table.drop_columns([OUTCOME]).append_column(PAYLOAD_COLUMN, pa.array(refs, PAYLOAD))
-        return table.append_column(OUTCOME, pa.array(ends, pa.string()))
 
 
 class WebdatasetTars(Finished):
@@ -166,8 +66,7 @@ class WebdatasetTars(Finished):
         with path.open("rb") as file:
             records = [self._record(file, sample) for sample in samples]
         table = self.made(path, records, part.start)
-        refs = list(tar_refs(path, samples))
-        return self.finished(table, refs, [None] * len(samples))
+        return self.finished(table, list(tar_refs(path, samples)), [None] * len(samples))
 
     def _record(self, file: Any, sample: Sample) -> dict[str, Any] | None:  # noqa: ANN401 - a binary file
         texts = {suffix: _text(file, sample, suffix) for suffix in ("json", "txt", *self.carry) if suffix in sample.members}
@@ -219,11 +118,12 @@ class Img2datasetFolder(Finished):
         for field, name in zip(self.extra(), ("sha256", "original_width", "original_height"), strict=True):
             table = table.append_column(field, pa.array([row.get(name) for row in known], field.type))
         wanted = [number for number, row in enumerate(known, part.start) if row["status"] == SUCCESS]
-        refs = dict(zip(wanted, self._refs(path, wanted, known, part.start), strict=True))
-        return self.finished(table, [refs.get(number) for number in range(part.start, part.start + len(known))], outcomes)
+        places = dict(zip(wanted, self._places(path, wanted, known, part.start), strict=True))
+        numbers = range(part.start, part.start + len(known))
+        return self.finished(table, [places.get(number, NO_MEDIA) for number in numbers], outcomes)
 
-    def _refs(self, path: Path, wanted: list[int], known: list[dict[str, Any]], first: int) -> Iterator[Ref | None]:
-        """Yield where the image of each row that was fetched lies; null where it is not there."""
+    def _places(self, path: Path, wanted: list[int], known: list[dict[str, Any]], first: int) -> Iterator[Place]:
+        """Yield where the image of each row that was fetched lies."""
         keys = [known[number - first]["key"] for number in wanted]
         tar = path.with_suffix(".tar")
         if tar.exists():

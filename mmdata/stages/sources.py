@@ -60,7 +60,7 @@ class Listed(Source):
         """Return the rows of one slice."""
         origin = Origin(self.title, part.file, part.start)
         if not part.digest.startswith(_LEFT_OUT) and file_digest(self.root / part.file) != part.digest:
-            raise _changed(self.root / part.file)
+            raise changed(self.root / part.file)
         list_file = open_list(self.definition, self.root / part.file)
         try:
             if not part.digest.startswith(_LEFT_OUT):
@@ -171,7 +171,7 @@ class Folder(Source):
         """Return one row an image, in order of the names."""
         names = self._names()
         if self._digest(names[part.start : part.start + self.partition_rows]) != part.digest:  # a `--limit` may have cut it
-            raise _changed(Path(self.path))
+            raise changed(Path(self.path))
         rows = [self._row(name) for name in names[part.start : part.stop]]
         schema = pa.schema([*self.fields(), pa.field(OUTCOME, pa.string())])
         return pa.Table.from_pylist(rows, schema=schema)
@@ -216,7 +216,8 @@ class Folder(Source):
         }
 
 
-def _changed(path: Path) -> RunError:
+def changed(path: Path) -> RunError:
+    """Return the error for an input that is not what it was when the run began."""
     hint = "let it be still, then run the same command: what is done of what did not change is kept"
     return RunError(f"{path}: it has changed since this run began", hint=hint)
 

@@ -1,19 +1,22 @@
 """Parquet files with media in a column, as a store that is only read: a reference's offset is the number of the row.
 
 Decided here: a parquet's values have no place in the file that one could point to, so they are addressed by row. Row groups
-are read whole; the last one is kept, since rows are asked for in order.
+are read whole and the latest are kept: a corpus in another order is made quickly only where row groups are small.
 """
 
 from bisect import bisect_right
+from collections import OrderedDict
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
 from mmdata.storage.store import Store
 
 SCHEME = "parquet://"
+MAX_GROUP_BYTES = 2 << 30
+MAX_HELD_BYTES = 256 << 20
 
 
 def rows_url(folder: Path, column: str) -> str:
@@ -73,7 +76,7 @@ class ParquetRows(Store):
         group = bisect_right(ends, row)
         if group >= len(ends):
             return None
-        return _values(path, stamp, group, self.column)[row - (ends[group - 1] if group else 0)]
+        return _GROUPS.get(path, stamp, group, self.column)[row - (ends[group - 1] if group else 0)]
 
     def _read_range(self, name: str, offset: int, size: int) -> bytes:
         return (self.value(name, offset) or b"")[: size + 1]
@@ -90,11 +93,40 @@ def _ends(path: Path, _mtime_ns: int) -> list[int]:
     return list(accumulate(meta.row_group(group).num_rows for group in range(meta.num_row_groups)))
 
 
-@lru_cache(maxsize=1)
-def _values(path: Path, _mtime_ns: int, group: int, column: str) -> list[bytes | None]:
+class _Groups:
+    """Row groups that were read lately, as many as fit into `MAX_HELD_BYTES`, and always one."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[Path, int, int, str], list[bytes | None]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, path: Path, mtime_ns: int, group: int, column: str) -> list[bytes | None]:
+        """Return the values of a row group."""
+        key = (path, mtime_ns, group, column)
+        if key not in self._held:
+            values = _read(path, group, column)
+            self._bytes += _size(values)
+            self._held[key] = values
+            while self._bytes > MAX_HELD_BYTES and len(self._held) > 1:
+                self._bytes -= _size(self._held.popitem(last=False)[1])
+        self._held.move_to_end(key)
+        return self._held[key]
+
+
+_GROUPS = _Groups()
+
+
+def _size(values: list[bytes | None]) -> int:
+    return sum(len(value) for value in values if value is not None)
+
+
+def _read(path: Path, group: int, column: str) -> list[bytes | None]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
+        claimed = file.metadata.row_group(group).total_byte_size
+        if claimed > MAX_GROUP_BYTES:
+            raise RunError(f"{path}: row group {group} has {claimed:,} bytes", hint="write it with fewer rows a row group")
         values = file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
     for part in column.split(".")[1:]:
         values = values.field(part)

@@ -3,6 +3,8 @@
 import gzip
 import json
 import tarfile
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 
 from mmdata.cli.img2dataset import parse
 from mmdata.config import Document, build
+from mmdata.engine import Task, TaskReport
 from mmdata.errors import ConfigError
 from mmdata.executors import InlineExecutor
 from mmdata.plan.img2dataset import Flags, check, plan_of
@@ -82,6 +85,10 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(options: dict[str, o
 def test_mistaken_flags_are_named() -> None:
     with pytest.raises(ConfigError, match="has no key `imagesize`"):
         flags(imagesize=3)
+    with pytest.raises(ConfigError, match=r"`upscale_interpolation`: .* not 'mean'"):
+        plan_of(flags(upscale_interpolation="mean"))
+    with pytest.raises(ConfigError, match="--bbox_col: the download stage cannot do this"):
+        plan_of(flags(bbox_col="faces"))
     with pytest.raises(ConfigError, match="`width` is a column that the layout itself has"):
         flags(save_additional_columns=["width"])
 
@@ -205,6 +212,25 @@ def test_a_folder_of_another_program_is_left_alone(tmp_path: Path, site: Web) ->
     (out / "00000_stats.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds shards that another program made"):
         run(site, url_list=write_urls(tmp_path, site, ["/good/1.jpg"]), output_folder=str(out))
+
+
+def test_shards_appear_while_the_run_goes_on(tmp_path: Path, site: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdata.report.like_img2dataset.LOOK_S", 0.02)
+    seen: list[list[str]] = []
+
+    class Watched(InlineExecutor):
+        def submit(self, task: Task) -> Future[TaskReport]:
+            time.sleep(1.0)
+            seen.append(sorted(path.name for path in (tmp_path / "out").glob("*_stats.json")))
+            return super().submit(task)
+
+    options = {"output_folder": str(tmp_path / "out"), "number_sample_per_shard": 1, "image_size": 32}
+    urls = write_urls(tmp_path, site, ["/good/1.jpg", "/good/2.jpg", "/missing"])
+    made = build(Flags, Document("flags", {"url_list": urls, **options}))
+    _, exported = Job(made, (site.allow,)).run(Watched())
+    assert (exported.rows, exported.successes) == (3, 2)
+    assert seen[0] == []
+    assert seen[-1][:1] == ["00000_stats.json"]
 
 
 def test_img2dataset_itself_finishes_what_we_began(tmp_path: Path, site: Web) -> None:

@@ -8,14 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmdata.config import parse_yaml
+from mmdata.engine import Runner
 from mmdata.errors import PartitionError
+from mmdata.executors import InlineExecutor
+from mmdata.plan import parse_plan
+from mmdata.report.export import export_img2dataset
 from mmdata.schema import ROW
+from mmdata.shards import open_corpus
 from mmdata.shards.units import fetch_payload
 from mmdata.shards.words import words_table
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset, promises_table
 from mmdata.stages.verbs import Batch, Place, Resources, WorkerContext
 from mmdata.storage import open_store
+from tests.fit.conftest import write_list
 from tests.fit.web import Web
 
 DOCS = Path(__file__).parent.parent.parent / "docs/img2dataset.md"
@@ -72,6 +79,26 @@ def test_its_payload_is_in_our_layout_and_not_trusted(made: dict[str, tuple[Path
     assert [row["error_message"] for row in tables[0].to_pylist()] == [row["error_message"] for row in tables[1].to_pylist()]
     stats = json.loads((folder / "payload/k/download/00003_stats.json").read_text(encoding="utf-8"))
     assert (stats["count"], stats["successes"]) == (7, 3)
+
+
+def test_a_plan_runs_with_it_as_with_our_own(tmp_path: Path, site: Web) -> None:
+    write_list(tmp_path, [{"url": site.url(path), "text": "a text"} for path in PATHS])
+    (tmp_path / "catalog.yaml").write_text("entries: {pairs: {files: [list.jsonl]}}", encoding="utf-8")
+    text = """\
+name: own
+source: {catalog: {file: catalog.yaml, entry: pairs}}
+stages:
+  - download_img2dataset: {image_size: 32, resources: {call_s: 300}}
+  - measure
+sink: {shards: {samples: 10}}
+"""
+    plan = parse_plan(parse_yaml(text, "plan.yaml"), tmp_path)
+    result = Runner(plan, str(tmp_path / "run"), (site.allow,)).execute(InlineExecutor(), quiet=True)
+    assert (result.funnel["rows_in"], result.funnel["kept"]) == (6, 3)
+    assert result.funnel["dropped"] == {"decode_error": 1, "http_4xx": 1, "opted_out": 1}
+    assert len(open_corpus(str(tmp_path / "run/corpus")).samples) == 3
+    exported = export_img2dataset(str(tmp_path / "run"), str(tmp_path / "out"))
+    assert (exported.rows, exported.successes) == (6, 3)
 
 
 def test_a_child_that_does_not_end_is_ended(tmp_path: Path, site: Web) -> None:

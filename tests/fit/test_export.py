@@ -111,6 +111,23 @@ def test_a_row_that_a_retry_recovered_is_good_and_a_later_failure_takes_nothing_
     assert [row[ROW] for row in rows] == [0, 1, 2]
 
 
+def test_a_partition_that_was_given_up_is_left_out(tmp_path: Path, site: Web) -> None:
+    write(tmp_path, site)
+    text = (
+        PLAN.format(least=0.0)
+        .replace("partition_rows: 3", "partition_rows: 6")
+        .replace(
+            "download: {image_size: 32, limits: {host_interval_s: 0, retries: 0}}",
+            "download_img2dataset: {image_size: 32, resources: {call_s: 2.1, row_s: 0.1}}",  # too little time for anything
+        )
+    )
+    plan = parse_plan(parse_yaml(text + "budget: {failed_partitions: 1}\n", "plan.yaml"), tmp_path)
+    result = Runner(plan, str(tmp_path / "run"), (site.allow,)).execute(InlineExecutor(), quiet=True)
+    assert list(result.failed) == [0]
+    exported = export_img2dataset(str(tmp_path / "run"), str(tmp_path / "out"))
+    assert (exported.written, exported.rows) == (0, 0)
+
+
 def test_an_export_says_why_it_cannot_be_made(tmp_path: Path, site: Web) -> None:
     with pytest.raises(ConfigError, match="no finished generation"):
         export_img2dataset(str(tmp_path / "empty"), str(tmp_path / "out"))

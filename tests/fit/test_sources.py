@@ -12,7 +12,7 @@ import pytest
 
 from mmdata.config import parse_yaml
 from mmdata.engine import Runner, RunResult
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import parse_plan
 from mmdata.schema import OUTCOME
@@ -113,6 +113,14 @@ def test_a_tar_that_is_cut_short_or_no_tar_is_refused_by_name(tmp_path: Path) ->
         WebdatasetTars(path=str(tmp_path / "b-{1..2}.tar")).scan()
 
 
+def test_an_image_larger_than_a_download_may_be_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdata.shards.foreign.MAX_MEDIA_BYTES", len(picture(1)))
+    write_tar(tmp_path / "a.tar", [("one.jpg", picture(1)), ("two.jpg", picture(2, 900, 900))])
+    assert [row[OUTCOME] for row in read(WebdatasetTars(path=str(tmp_path)))] == [None, "too_large"]
+    pq.write_table(pa.table({"image": [picture(2, 900, 900), picture(1)]}), tmp_path / "a.parquet")
+    assert [row[OUTCOME] for row in read(EmbeddedImages(path=str(tmp_path)))] == ["too_large", None]
+
+
 @pytest.mark.fault("T16")
 def test_names_in_a_foreign_tar_are_never_paths(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("../../x.jpg", picture(1)), ("/abs/y.jpg", picture(2))])
@@ -140,6 +148,25 @@ def test_parquet_files_with_images_inside_are_a_source(tmp_path: Path) -> None:
         EmbeddedImages(path=str(tmp_path)).scan()
 
 
+@pytest.mark.fault("T10")
+def test_a_damaged_parquet_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(ConfigError, match=r"a\.parquet: not a readable parquet file"):
+        EmbeddedImages(path=str(tmp_path)).scan()
+    (tmp_path / "a_stats.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a\.parquet: not a readable parquet file"):
+        Img2datasetFolder(path=str(tmp_path)).scan()
+
+
+def test_a_tar_that_changes_while_a_run_goes_on_stops_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("one.jpg", picture(1))])
+    source = WebdatasetTars(path=str(tmp_path))
+    (part,) = source.scan()
+    write_tar(tmp_path / "a.tar", [("two.jpg", picture(2)), ("three.jpg", picture(2))])
+    with pytest.raises(RunError, match=r"a\.tar: it has changed since this run began"):
+        source.read(part)
+
+
 def run(folder: Path, source: str) -> RunResult:
     text = f"name: own\nsource: {source}\nstages: [measure]\nsink: {{shards: {{samples: 10}}}}\n"
     return Runner(parse_plan(parse_yaml(text, "plan.yaml"), folder), str(folder / "run")).execute(InlineExecutor(), quiet=True)
@@ -162,7 +189,5 @@ def test_damage_since_the_plan_was_made_is_found(tmp_path: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[row["payload"]["offset"] + 9] ^= 1
     tar.write_bytes(bytes(data))
-    from mmdata.errors import RunError
-
     with pytest.raises(RunError, match="are not what was stored"):
         fetch_payload(LocalStore(str(tmp_path)), row["payload"])
