@@ -20,6 +20,8 @@ SIZE = 320 << 20
 _KEPT = 16 << 20  # pages up to here stay for the next batch
 _START, _ANSWER, _DONE = struct.Struct("<QQ"), struct.Struct("<IQ"), struct.Struct("<Q")
 _MAX_HEAD = 1 << 19
+# The bytes that go through the pipes: what the parent asks for, and how the child ends it.
+GREET, BATCH, DONE, FULL = b"?", b"!", b".", b"f"
 Bytes = bytes | bytearray | memoryview
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from mmdata.media.blur import Boxes, blur
+from mmdata.media.faces import Boxes, blur
 from mmdata.media.opening import FORMATS, Opened, open_image
 from mmdata.media.scale import Target, check_asked, framed, resample, target
 

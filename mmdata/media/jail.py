@@ -18,8 +18,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from mmdata.errors import RecordError
-from mmdata.media.arena import Arena, Bytes
-from mmdata.media.blur import Boxes
+from mmdata.media.arena import BATCH, DONE, FULL, GREET, Arena, Bytes
+from mmdata.media.faces import Boxes
 from mmdata.media.image import Transcoded
 from mmdata.media.resize import Resize
 from mmdata.media.scale import MAX_SIDE
@@ -31,7 +31,7 @@ BATCH_BYTES = 16 << 20
 BATCH_ITEMS = 64
 _START_S = 60.0
 _SPARE_S = 1.0
-_GREET, _BATCH = b"?", b"."
+_FULL = "full"
 # What an answer that cannot be true makes the parent raise.
 _LIES = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 _OUTCOMES = {
@@ -50,7 +50,12 @@ Read = Callable[[dict[str, Any], bytes], Result]
 
 
 class Jail:
-    """One child at a time; a new one is started when the last was killed. Not to be shared by threads at once."""
+    """One child at a time; a new one is started when the last was killed. Not to be shared by threads at once.
+
+    `held` names the locks in force, once a child has started: limits, namespaces, no_new_privs, seccomp.
+    """
+
+    child = "mmdata.media.jail_child"
 
     def __init__(self, deadline_s: float = DEADLINE_S, memory_mib: int = MEMORY_MIB) -> None:
         self.deadline_s, self.memory_mib = deadline_s, memory_mib
@@ -114,20 +119,21 @@ class Jail:
         arena.ask(request, bodies)
         results: list[Result | RecordError] = []
         try:
-            lost = _wait(child, arena, _BATCH, self.deadline_s + _SPARE_S)
+            lost = _wait(child, arena, BATCH, self.deadline_s + _SPARE_S)
             for _ in range(min(arena.done, len(bodies))):
                 head, body = arena.take()
                 results.append(_error(head) if "outcome" in head else read(head, body))
         except _LIES:
             lost = "decode_error"
-        if lost is None and not results:
-            return [RecordError("what it was made into has no room", outcome="decode_error")]
-        if lost is not None and len(results) < len(bodies):
+        arena.trim()
+        if lost == _FULL:  # the rest comes again, with all the room
+            return results or [RecordError("what it was made into has no room", outcome="decode_error")]
+        if len(results) < len(bodies):
+            lost = lost or "decode_error"  # it said that it was done
             results.append(RecordError(_ENDS[lost].format(f"{self.deadline_s:g}"), outcome=lost))
         # A child that hit its limit is not to be trusted with the next image.
         if lost is not None or any(isinstance(made, RecordError) and made.outcome == "decoder_oom" for made in results):
             self._end()
-        arena.trim()
         return results
 
     def _started(self) -> tuple[subprocess.Popen[bytes], Arena]:
@@ -143,12 +149,12 @@ class Jail:
         env = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join([here, *sys.path])}
         env |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         # `-S`: packages are found by the path given, and nobody's start-up files run in here.
-        command = [sys.executable, "-S", "-m", "mmdata.media.jail_child", *numbers]
+        command = [sys.executable, "-S", "-m", self.child, *numbers]
         arena.ask({}, [])
         pipe = subprocess.PIPE
         child = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, pass_fds=(arena.fd,), bufsize=0)
         try:
-            if _wait(child, arena, _GREET, _START_S) is None:
+            if _wait(child, arena, GREET, _START_S) is None:
                 self.held = tuple(str(lock) for lock in arena.take()[0]["held"])
                 return child
         except _LIES:
@@ -163,7 +169,7 @@ class Jail:
 
 
 def _wait(child: subprocess.Popen[bytes], arena: Arena, what: bytes, patience_s: float) -> str | None:
-    """Have a batch done; return None, or by which outcome the child was lost.
+    """Have a batch done; return None, or by which outcome the child was lost, or `full`.
 
     The child's own timer ends it in time. That it answers at all is looked after here, for a child that was taken over.
     """
@@ -176,8 +182,9 @@ def _wait(child: subprocess.Popen[bytes], arena: Arena, what: bytes, patience_s:
         if arena.done == seen:
             return "decoder_timeout"
         seen = arena.done
-    if os.read(child.stdout.fileno(), 1):
-        return None
+    said = os.read(child.stdout.fileno(), 2)
+    if said:
+        return {DONE: None, FULL: _FULL}.get(said, "decode_error")
     with suppress(subprocess.TimeoutExpired):
         child.wait(1.0)
     return _SIGNALS.get(child.returncode, "decoder_crashed")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import AvifImagePlugin, Image
 
 from mmdata.errors import RecordError
-from mmdata.media.arena import Arena, Bytes
-from mmdata.media.blur import Boxes
+from mmdata.media.arena import BATCH, DONE, FULL, Arena, Bytes
+from mmdata.media.faces import Boxes
 from mmdata.media.image import FORMATS, decode, transcode
 from mmdata.media.jail_locks import lock_in
 
@@ -37,17 +37,17 @@ def main() -> None:
     _warm()
     os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)  # what a codec prints never reaches a terminal
     held = lock_in(memory_mib)
-    for batch in iter(lambda: os.read(_STDIN, 1), b""):
-        _greet(arena, held) if batch == b"?" else _serve(arena, deadline_s)
-        os.write(_STDOUT, b".")
+    for asked in iter(lambda: os.read(_STDIN, 1), b""):
+        whole = _serve(arena, deadline_s) if asked == BATCH else _greet(arena, held)
+        os.write(_STDOUT, DONE if whole else FULL)
 
 
-def _greet(arena: Arena, held: list[str]) -> None:
+def _greet(arena: Arena, held: list[str]) -> bool:
     arena.asked()
-    arena.answer({"held": held}, b"")
+    return arena.answer({"held": held}, b"")
 
 
-def _serve(arena: Arena, deadline_s: float) -> None:
+def _serve(arena: Arena, deadline_s: float) -> bool:
     request, bodies = arena.asked()
     resize = SimpleNamespace(**request["resize"])
     for number, data in enumerate(bodies):
@@ -56,6 +56,7 @@ def _serve(arena: Arena, deadline_s: float) -> None:
         if not arena.answer(*_answer(request["op"], data, resize, boxes)):
             break
     signal.setitimer(signal.ITIMER_REAL, 0)
+    return arena.done == len(request["lengths"])
 
 
 def _answer(operation: str, data: bytes, resize: SimpleNamespace, boxes: Boxes) -> tuple[dict[str, Any], Bytes]:
