@@ -9,10 +9,9 @@ import functools
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from mmdata.errors import ConfigError
 from mmdata.net.answers import Failure, Fetched
@@ -24,7 +23,6 @@ from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
-T = TypeVar("T")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 _OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
 
@@ -187,15 +185,6 @@ async def open_transport(
         yield transport
     finally:
         await transport.close()
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run fetching work to its end: on uvloop where it is installed, else on asyncio's own loop."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
 
 
 @functools.cache

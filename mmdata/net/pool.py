@@ -15,7 +15,7 @@ from mmdata.net.dns import NameCache, Unresolved
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
 from mmdata.net.target import Key, Target
-from mmdata.net.wire import Connection, Reply
+from mmdata.net.wire import BUFFER_BYTES, Connection, Reply
 
 MOST_TRIES = 4
 IDLE_S = 15.0
@@ -74,6 +74,7 @@ class Pool:
         self._idle: dict[Connection, None] = {}  # the one that is idle longest comes first
         self._kept: dict[Key, list[Connection]] = {}
         self._num_dialled = 0
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def __len__(self) -> int:
         return len(self._open)
@@ -165,7 +166,9 @@ class Pool:
             made.close()
             raise
         tls = self.tls if tls_name is not None else None
-        _, connection = await loop.create_connection(lambda: Connection(self._lost), sock=made, ssl=tls, server_hostname=tls_name)
+        _, connection = await loop.create_connection(
+            lambda: Connection(self._lost, self._buffer), sock=made, ssl=tls, server_hostname=tls_name
+        )
         connection.address = place[0]
         self._open.add(connection)
         return connection

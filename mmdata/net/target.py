@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import idna
 
@@ -39,13 +39,10 @@ class Target:
     @classmethod
     def of(cls, url: str) -> "Target":
         """Read a url; raise ValueError for one that leads nowhere."""
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS:
-            raise ValueError(f"scheme `{parts.scheme}` is not http or https")
-        host, is_address = _host(parts.hostname or "")
-        port = parts.port if parts.port is not None else _PORTS[parts.scheme]
-        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        return cls(parts.scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
+        scheme, netloc, path, query, _ = urlsplit(url)
+        host, port, is_address = _place(scheme, netloc)
+        path = f"{path or '/'}?{query}" if query else path or "/"
+        return cls(scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
 
     @property
     def key(self) -> Key:
@@ -78,17 +75,22 @@ class Target:
 
 
 @lru_cache(maxsize=4096)
-def _host(text: str) -> tuple[str, bool]:
-    """Return a host as it is dialled, and whether it is an address."""
+def _place(scheme: str, netloc: str) -> tuple[str, int, bool]:
+    """Return the host as it is dialled, the port, and whether the host is an address."""
+    if scheme not in _PORTS:
+        raise ValueError(f"scheme `{scheme}` is not http or https")
+    parts = SplitResult(scheme, netloc, "", "", "")
+    port = parts.port if parts.port is not None else _PORTS[scheme]
+    text = parts.hostname or ""
     name = text if text.isascii() else _ascii(text)
     if not name:
         raise ValueError("a url without a host")
     address = literal(name) if "%" not in name else None
     if address is not None:
-        return address, True
+        return address, port, True
     if not _NAME.fullmatch(name) or ".." in name:
         raise ValueError(f"`{text[:80]}` is not a host name")
-    return name.rstrip("."), False
+    return name.rstrip("."), port, False
 
 
 def _ascii(text: str) -> str:
