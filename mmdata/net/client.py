@@ -56,8 +56,9 @@ class HttpTransport:
         self.pool, self.limits, self.options = pool, pool.limits, options
         self.num_requests = 0
         self.num_bytes = 0
-        self._headers = f"User-Agent: {agent}\r\nAccept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n".encode("latin-1")
-        self._own = {name.lower().rstrip("."): _checked(name, own) for name, own in options.headers.items()}
+        usual = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        self._usual = _lines("every host", usual)
+        self._own = {host.lower().rstrip("."): _lines(host, own, usual) for host, own in options.headers.items()}
         self._turns = asyncio.Semaphore(pool.most)
         self._judges = {media: functools.partial(self._judge, media) for media in (True, False)}
         limits = self.limits
@@ -90,7 +91,7 @@ class HttpTransport:
 
     async def _ask(self, target: Target, reply: Reply) -> None:
         request = self._request(target)
-        connection = self.pool.take(target.key)
+        connection = self.pool.take(target)
         while not reply.over:
             reused = connection is not None
             if connection is None:
@@ -107,10 +108,10 @@ class HttpTransport:
                 connection = None
 
     def _request(self, target: Target) -> bytes:
-        own = self._own.get(target.host, {})
+        headers = self._own.get(target.host, self._usual)
         if self.pool.proxy is None or target.scheme == "https":
-            return target.request(self._headers, own)
-        return target.request(self._headers, {**own, **self.pool.proxy.headers}, absolute=True)
+            return target.request(headers)
+        return target.request(headers + self.pool.proxy.told, absolute=True)
 
     def _judge(self, media: bool, reply: Reply) -> None:
         """Say at the headers whether the body is wanted."""
@@ -135,8 +136,7 @@ class HttpTransport:
         failure = reply.failure
         if failure is not None:
             return Failure(failure.outcome, failure.detail[:300], url, address=reply.address, elapsed_s=elapsed_s)
-        body = b"".join(reply.body)
-        return Fetched(reply.status, reply.headers, body, url, address=reply.address, elapsed_s=elapsed_s)
+        return Fetched(reply.status, reply.headers, bytes(reply.body), url, address=reply.address, elapsed_s=elapsed_s)
 
     def _look(self) -> None:
         """Look at the clocks of every request under way."""
@@ -192,12 +192,15 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _checked(host: str, own: Mapping[str, str]) -> dict[str, str]:
+def _lines(host: str, own: Mapping[str, str], usual: Mapping[str, str] | None = None) -> bytes:
+    """Write header lines, those of a host after the usual ones that it does not replace."""
     for name, value in own.items():
-        if not _HEADER.fullmatch(f"{name}: {value}") or name.lower() in _OURS:
+        if not _HEADER.fullmatch(f"{name}: {value}") or (usual is not None and name.lower() in _OURS):
             # The value is not shown: it may be a secret.
             raise ConfigError(f"headers for {host}: `{name}` cannot be set", hint="a header is one line of printable characters")
-    return dict(own)
+    replaced = {name.lower() for name in own}
+    kept = {name: value for name, value in (usual or {}).items() if name.lower() not in replaced}
+    return "".join(f"{name}: {value}\r\n" for name, value in {**kept, **own}.items()).encode("latin-1")
 
 
 def _failure(error: Exception) -> Failure:

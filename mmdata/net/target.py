@@ -5,7 +5,6 @@ is never sent to another.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import SplitResult, quote, urlsplit
@@ -14,8 +13,10 @@ import idna
 
 from mmdata.net.dns import literal
 
+MOST_URL = 16 << 10
 Key = tuple[str, str, int]
 _PORTS = {"http": 80, "https": 443}
+_MOST_NAME = 255
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?\.?")
 # What RFC 3986 allows in a path and a query, `%` included: what is escaped already stays so.
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -39,6 +40,8 @@ class Target:
     @classmethod
     def of(cls, url: str) -> "Target":
         """Read a url; raise ValueError for one that leads nowhere."""
+        if len(url) > MOST_URL:
+            raise ValueError(f"a url of more than {MOST_URL} characters")
         scheme, netloc, path, query, _ = urlsplit(url)
         host, port, is_address = _place(scheme, netloc)
         path = f"{path or '/'}?{query}" if query else path or "/"
@@ -55,23 +58,19 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
-    def request(self, headers: bytes, own: Mapping[str, str], *, absolute: bool = False) -> bytes:
+    def request(self, headers: bytes, *, absolute: bool = False) -> bytes:
         """Write the request.
 
-        headers   the lines that every request has
-        own       headers for this host alone
+        headers   its header lines but for `Host`
         absolute  name the host in the first line, as a proxy wants it
         """
         where = f"{self.scheme}://{self.authority}{self.path}" if absolute else self.path
-        head = f"GET {where} HTTP/1.1\r\nHost: {self.authority}\r\n".encode("ascii")
-        extra = "".join(f"{name}: {value}\r\n" for name, value in own.items()).encode("latin-1") if own else b""
-        return b"".join((head, headers, extra, b"\r\n"))
+        return b"".join((f"GET {where} HTTP/1.1\r\nHost: {self.authority}\r\n".encode("ascii"), headers, b"\r\n"))
 
-    def tunnel(self, own: Mapping[str, str]) -> bytes:
-        """Write the request that asks a proxy for a way to the target."""
+    def tunnel(self, headers: bytes) -> bytes:
+        """Write the request that asks a proxy for a way to the target; `headers` are for the proxy."""
         where = f"{self.authority}:{self.port}" if self.port == _PORTS[self.scheme] else self.authority
-        extra = "".join(f"{name}: {value}\r\n" for name, value in own.items())
-        return f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{extra}\r\n".encode("latin-1")
+        return b"".join((f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n".encode("ascii"), headers, b"\r\n"))
 
 
 @lru_cache(maxsize=4096)
@@ -82,7 +81,7 @@ def _place(scheme: str, netloc: str) -> tuple[str, int, bool]:
     parts = SplitResult(scheme, netloc, "", "", "")
     port = parts.port if parts.port is not None else _PORTS[scheme]
     text = parts.hostname or ""
-    name = text if text.isascii() else _ascii(text)
+    name = text if text.isascii() else _ascii(text[:_MOST_NAME])
     if not name:
         raise ValueError("a url without a host")
     address = literal(name) if "%" not in name else None

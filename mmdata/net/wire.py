@@ -20,8 +20,8 @@ from mmdata.net.answers import Failure
 MOST_HEAD_BYTES = 64 << 10
 MOST_HEADERS = 100
 MOST_INTERIM = 10
-# Bytes that came for each byte of a body: chunks of one byte take 6.
-MOST_FRAMING = 8
+# Bytes that may come for each byte of a body, beside a constant: no real server sends chunks of a few bytes.
+MOST_FRAMING = 2
 # The body of an answer that is not wanted is read up to here, so that the connection can be used again.
 MOST_SKIPPED_BYTES = 64 << 10
 BUFFER_BYTES = 64 << 10
@@ -47,14 +47,15 @@ class Reply:
         self.asked_s = self.last_s = time.monotonic()
         self.body_from_s = 0.0
         self.headers: dict[str, str] = {}
-        self.body: list[bytes] = []
+        # Not a list of pieces: in chunks of a few bytes the pieces would weigh ten times the body.
+        self.body = bytearray()
         self.fields: list[tuple[bytes, bytes]] = []
         self.status = self.raw_bytes = self.num_bytes = self.num_interim = 0
         self.framed = self.keep = self.skipped = self.over = False
         self.failure: Failure | None = None
         self.parser = httptools.HttpResponseParser(self)
         self.parser.set_dangerous_leniencies(
-            lenient_headers=True,  # folded lines; what else it lets through, `on_header` refuses
+            lenient_headers=True,  # folded lines; what else it lets through, we refuse
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
             lenient_data_after_close=True,
@@ -153,7 +154,7 @@ class Reply:
             self.body.clear()
             self.end(Failure("too_large", f"more than {self.max_bytes} bytes"))
         else:
-            self.body.append(data)
+            self.body += data
 
     def on_message_complete(self) -> None:
         """Finish, unless it was an interim answer."""

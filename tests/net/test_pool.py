@@ -162,6 +162,24 @@ def test_a_header_that_is_no_header_is_refused_without_showing_it(own: dict[str,
     assert "Host: b" not in str(caught.value)
 
 
+def test_a_host_may_be_told_another_user_agent(hostile: HostileServer) -> None:
+    ask(
+        hostile,
+        [hostile.url("/ok", host="a"), hostile.url("/ok")],
+        options=Options(headers={"a.hostile.test": {"user-agent": "x"}}),
+    )
+    assert [hit.headers["user-agent"][:6] for hit in hostile.hits] == ["x", "mmdata"]
+
+
+def test_an_agent_that_is_more_than_a_line_is_refused() -> None:
+    async def work() -> None:
+        async with open_transport(Guard(), QUICK, "mmdata\r\nX: y", 4):
+            raise AssertionError("unreachable")
+
+    with pytest.raises(ConfigError, match="`User-Agent` cannot be set"):
+        asyncio.run(work())
+
+
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "https://127.0.0.1:1", "nonsense", "http://"])
 def test_a_proxy_that_is_none_is_refused(proxy: str) -> None:
     with pytest.raises(ConfigError, match="proxy: "):
