@@ -136,7 +136,7 @@ class HttpTransport:
         failure = reply.failure
         if failure is not None:
             return Failure(failure.outcome, failure.detail[:300], url, address=reply.address, elapsed_s=elapsed_s)
-        return Fetched(reply.status, reply.headers, bytes(reply.body), url, address=reply.address, elapsed_s=elapsed_s)
+        return Fetched(reply.status, reply.headers, reply.body(), url, address=reply.address, elapsed_s=elapsed_s)
 
     def _look(self) -> None:
         """Look at the clocks of every request under way."""

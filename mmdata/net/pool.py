@@ -127,9 +127,9 @@ class Pool:
         for connection in list(self._open):
             connection.close()
         for wait in range(_CLOSE_ROUNDS):
+            await asyncio.sleep(0 if wait < 3 else 0.01)
             if not self._open:
                 return
-            await asyncio.sleep(0 if wait < 3 else 0.01)
 
     def _key(self, target: Target) -> Key:
         """Say what one connection may serve: through a proxy, plain HTTP of every host."""

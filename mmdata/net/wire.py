@@ -25,6 +25,7 @@ MOST_FRAMING = 2
 # The body of an answer that is not wanted is read up to here, so that the connection can be used again.
 MOST_SKIPPED_BYTES = 64 << 10
 BUFFER_BYTES = 64 << 10
+_CRUMB_BYTES = 4 << 10
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
@@ -47,8 +48,9 @@ class Reply:
         self.asked_s = self.last_s = time.monotonic()
         self.body_from_s = 0.0
         self.headers: dict[str, str] = {}
-        # Not a list of pieces: in chunks of a few bytes the pieces would weigh ten times the body.
-        self.body = bytearray()
+        self.pieces: list[bytes] = []
+        # Small pieces are put together first: in chunks of a few bytes they would weigh ten times the body.
+        self.crumbs = bytearray()
         self.fields: list[tuple[bytes, bytes]] = []
         self.status = self.raw_bytes = self.num_bytes = self.num_interim = 0
         self.framed = self.keep = self.skipped = self.over = False
@@ -77,6 +79,11 @@ class Reply:
             self.over, self.failure = True, failure
             if not self.done.done():
                 self.done.set_result(None)
+
+    def body(self) -> bytes:
+        """Return the body as far as it has come."""
+        self._sweep_up()
+        return b"".join(self.pieces)
 
     def skip(self) -> None:
         """Read the body, if it is small, without keeping it."""
@@ -151,10 +158,13 @@ class Reply:
             if self.num_bytes > MOST_SKIPPED_BYTES:
                 self.end()
         elif self.num_bytes > self.max_bytes:
-            self.body.clear()
             self.end(Failure("too_large", f"more than {self.max_bytes} bytes"))
+        elif len(data) >= _CRUMB_BYTES and not self.crumbs:
+            self.pieces.append(data)
         else:
-            self.body += data
+            self.crumbs += data
+            if len(self.crumbs) >= BUFFER_BYTES:
+                self._sweep_up()
 
     def on_message_complete(self) -> None:
         """Finish, unless it was an interim answer."""
@@ -168,6 +178,11 @@ class Reply:
         self.fields.clear()
         if self.num_interim > MOST_INTERIM:
             self.end(Failure("bad_response", f"more than {MOST_INTERIM} interim answers"))
+
+    def _sweep_up(self) -> None:
+        if self.crumbs:
+            self.pieces.append(bytes(self.crumbs))
+            self.crumbs.clear()
 
 
 class Connection(asyncio.BufferedProtocol):
