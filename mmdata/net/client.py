@@ -9,10 +9,9 @@ import functools
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from mmdata.errors import ConfigError
 from mmdata.net.answers import Failure, Fetched
@@ -24,7 +23,6 @@ from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
-T = TypeVar("T")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 _OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
 
@@ -56,8 +54,9 @@ class HttpTransport:
         self.pool, self.limits, self.options = pool, pool.limits, options
         self.num_requests = 0
         self.num_bytes = 0
-        self._headers = f"User-Agent: {agent}\r\nAccept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n".encode("latin-1")
-        self._own = {name.lower().rstrip("."): _checked(name, own) for name, own in options.headers.items()}
+        usual = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        self._usual = _lines("every host", usual)
+        self._own = {host.lower().rstrip("."): _lines(host, own, usual) for host, own in options.headers.items()}
         self._turns = asyncio.Semaphore(pool.most)
         limits = self.limits
         clocks = (limits.headers_s, limits.idle_s, limits.total_s, limits.slow_after_s)
@@ -96,7 +95,7 @@ class HttpTransport:
         await self.pool.close()
 
     async def _ask(self, target: Target, request: bytes, reply: Reply) -> None:
-        connection = self.pool.take(target.key)
+        connection = self.pool.take(target)
         while not reply.over:
             reused = connection is not None
             if connection is None:
@@ -112,13 +111,13 @@ class HttpTransport:
                 reply.again()
                 connection = None
 
-    def _request(self, target: Target, headers: Mapping[str, str] | None) -> bytes:
-        own = self._own.get(target.host, {})
-        if headers:
-            own = {**own, **_checked(target.host, headers)}
+    def _request(self, target: Target, further: Mapping[str, str] | None) -> bytes:
+        headers = self._own.get(target.host, self._usual)
+        if further:
+            headers += _lines(target.host, further)
         if self.pool.proxy is None or target.scheme == "https":
-            return target.request(self._headers, own)
-        return target.request(self._headers, {**own, **self.pool.proxy.headers}, absolute=True)
+            return target.request(headers)
+        return target.request(headers + self.pool.proxy.told, absolute=True)
 
     def _judge(self, refuse: Refuse | None, reply: Reply) -> None:
         """Say at the headers whether the body is wanted."""
@@ -143,8 +142,7 @@ class HttpTransport:
         failure = reply.failure
         if failure is not None:
             return Failure(failure.outcome, failure.detail[:300], url, address=reply.address, elapsed_s=elapsed_s)
-        body = b"".join(reply.body)
-        return Fetched(reply.status, reply.headers, body, url, address=reply.address, elapsed_s=elapsed_s)
+        return Fetched(reply.status, reply.headers, reply.body(), url, address=reply.address, elapsed_s=elapsed_s)
 
     def _look(self) -> None:
         """Look at the clocks of every request under way."""
@@ -195,26 +193,20 @@ async def open_transport(
         await transport.close()
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run fetching work to its end: on uvloop where it is installed, else on asyncio's own loop."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
-
-
 @functools.cache
 def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _checked(host: str, own: Mapping[str, str]) -> dict[str, str]:
+def _lines(host: str, own: Mapping[str, str], usual: Mapping[str, str] | None = None) -> bytes:
+    """Write header lines, those of a host after the usual ones that it does not replace."""
     for name, value in own.items():
-        if not _HEADER.fullmatch(f"{name}: {value}") or name.lower() in _OURS:
+        if not _HEADER.fullmatch(f"{name}: {value}") or (usual is not None and name.lower() in _OURS):
             # The value is not shown: it may be a secret.
             raise ConfigError(f"headers for {host}: `{name}` cannot be set", hint="a header is one line of printable characters")
-    return dict(own)
+    replaced = {name.lower() for name in own}
+    kept = {name: value for name, value in (usual or {}).items() if name.lower() not in replaced}
+    return "".join(f"{name}: {value}\r\n" for name, value in {**kept, **own}.items()).encode("latin-1")
 
 
 def _failure(error: Exception) -> Failure:

@@ -15,7 +15,7 @@ from mmdata.net.dns import NameCache, Unresolved, literal
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
 from mmdata.net.target import Key, Target
-from mmdata.net.wire import Connection, Reply
+from mmdata.net.wire import BUFFER_BYTES, Connection, Reply
 
 MOST_TRIES = 4
 IDLE_S = 15.0
@@ -32,10 +32,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Proxy:
-    """A forward proxy: `http://[USER:PASSWORD@]HOST:PORT`. Its password is in no text that this object shows."""
+    """A forward proxy: `http://[USER:PASSWORD@]HOST:PORT`. Its password is in no text that this object shows.
+
+    told  the header lines that are for the proxy alone
+    """
 
     target: Target
-    authorization: str
+    told: bytes
 
     @classmethod
     def parse(cls, url: str) -> "Proxy":
@@ -47,15 +50,11 @@ class Proxy:
         if target.scheme != "http":
             raise ConfigError("proxy: only http:// is spoken to a proxy", hint="write http://HOST:PORT")
         login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-        return cls(target, f"Basic {base64.b64encode(login).decode()}" if parts.username else "")
+        told = b"Proxy-Authorization: Basic " + base64.b64encode(login) + b"\r\n"
+        return cls(target, told if parts.username else b"")
 
     def __repr__(self) -> str:
         return f"Proxy({self.target.authority})"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the proxy alone is told."""
-        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
 
 class Pool:
@@ -74,13 +73,14 @@ class Pool:
         self._idle: dict[Connection, None] = {}  # the one that is idle longest comes first
         self._kept: dict[Key, list[Connection]] = {}
         self._num_dialled = 0
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def take(self, key: Key) -> Connection | None:
-        """Return an idle connection, the one used last."""
-        kept = self._kept.get(key)
+    def take(self, target: Target) -> Connection | None:
+        """Return an idle connection to a target, the one used last."""
+        kept = self._kept.get(self._key(target))
         if not kept:
             return None
         connection = kept[-1]
@@ -115,7 +115,7 @@ class Pool:
                 connection = await self._dial(self.proxy.target, None)
         finally:
             self._num_dialled -= 1
-        connection.key = target.key
+        connection.key = self._key(target)
         if self.proxy is not None and target.scheme == "https":
             await self._tunnel(connection, target, self.proxy)
         self.busy.add(connection)
@@ -139,9 +139,13 @@ class Pool:
         for connection in list(self._open):
             connection.close()
         for wait in range(_CLOSE_ROUNDS):
+            await asyncio.sleep(0 if wait < 3 else 0.01)
             if not self._open:
                 return
-            await asyncio.sleep(0 if wait < 3 else 0.01)
+
+    def _key(self, target: Target) -> Key:
+        """Say what one connection may serve: through a proxy, plain HTTP of every host."""
+        return self.proxy.target.key if self.proxy is not None and target.scheme == "http" else target.key
 
     async def _places(self, target: Target) -> list[tuple[str, int]]:
         if target.is_address:
@@ -177,7 +181,9 @@ class Pool:
             made.close()
             raise
         tls = self.tls if tls_name is not None else None
-        _, connection = await loop.create_connection(lambda: Connection(self._lost), sock=made, ssl=tls, server_hostname=tls_name)
+        _, connection = await loop.create_connection(
+            lambda: Connection(self._lost, self._buffer), sock=made, ssl=tls, server_hostname=tls_name
+        )
         connection.address = place[0]
         self._open.add(connection)
         return connection
@@ -188,7 +194,7 @@ class Pool:
         reply = Reply(_judge_tunnel, 0, loop)
         try:
             async with asyncio.timeout(self.limits.connect_s):
-                await connection.ask(target.tunnel(proxy.headers), reply)
+                await connection.ask(target.tunnel(proxy.told), reply)
                 if reply.failure is None and connection.transport is not None:
                     made = await loop.start_tls(connection.transport, connection, self.tls, server_hostname=target.host)
                     connection.transport = made

@@ -5,17 +5,18 @@ is never sent to another.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import idna
 
 from mmdata.net.dns import literal
 
+MOST_URL = 16 << 10
 Key = tuple[str, str, int]
 _PORTS = {"http": 80, "https": 443}
+_MOST_NAME = 255
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?\.?")
 # What RFC 3986 allows in a path and a query, `%` included: what is escaped already stays so.
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -39,13 +40,12 @@ class Target:
     @classmethod
     def of(cls, url: str) -> "Target":
         """Read a url; raise ValueError for one that leads nowhere."""
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS:
-            raise ValueError(f"scheme `{parts.scheme}` is not http or https")
-        host, is_address = _host(parts.hostname or "")
-        port = parts.port if parts.port is not None else _PORTS[parts.scheme]
-        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        return cls(parts.scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
+        if len(url) > MOST_URL:
+            raise ValueError(f"a url of more than {MOST_URL} characters")
+        scheme, netloc, path, query, _ = urlsplit(url)
+        host, port, is_address = _place(scheme, netloc)
+        path = f"{path or '/'}?{query}" if query else path or "/"
+        return cls(scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
 
     @property
     def key(self) -> Key:
@@ -58,37 +58,38 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
-    def request(self, headers: bytes, own: Mapping[str, str], *, absolute: bool = False) -> bytes:
+    def request(self, headers: bytes, *, absolute: bool = False) -> bytes:
         """Write the request.
 
-        headers   the lines that every request has
-        own       headers for this host alone
+        headers   its header lines but for `Host`
         absolute  name the host in the first line, as a proxy wants it
         """
         where = f"{self.scheme}://{self.authority}{self.path}" if absolute else self.path
-        head = f"GET {where} HTTP/1.1\r\nHost: {self.authority}\r\n".encode("ascii")
-        extra = "".join(f"{name}: {value}\r\n" for name, value in own.items()).encode("latin-1") if own else b""
-        return b"".join((head, headers, extra, b"\r\n"))
+        return b"".join((f"GET {where} HTTP/1.1\r\nHost: {self.authority}\r\n".encode("ascii"), headers, b"\r\n"))
 
-    def tunnel(self, own: Mapping[str, str]) -> bytes:
-        """Write the request that asks a proxy for a way to the target."""
+    def tunnel(self, headers: bytes) -> bytes:
+        """Write the request that asks a proxy for a way to the target; `headers` are for the proxy."""
         where = f"{self.authority}:{self.port}" if self.port == _PORTS[self.scheme] else self.authority
-        extra = "".join(f"{name}: {value}\r\n" for name, value in own.items())
-        return f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n{extra}\r\n".encode("latin-1")
+        return b"".join((f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n".encode("ascii"), headers, b"\r\n"))
 
 
 @lru_cache(maxsize=4096)
-def _host(text: str) -> tuple[str, bool]:
-    """Return a host as it is dialled, and whether it is an address."""
-    name = text if text.isascii() else _ascii(text)
+def _place(scheme: str, netloc: str) -> tuple[str, int, bool]:
+    """Return the host as it is dialled, the port, and whether the host is an address."""
+    if scheme not in _PORTS:
+        raise ValueError(f"scheme `{scheme}` is not http or https")
+    parts = SplitResult(scheme, netloc, "", "", "")
+    port = parts.port if parts.port is not None else _PORTS[scheme]
+    text = parts.hostname or ""
+    name = text if text.isascii() else _ascii(text[:_MOST_NAME])
     if not name:
         raise ValueError("a url without a host")
     address = literal(name) if "%" not in name else None
     if address is not None:
-        return address, True
+        return address, port, True
     if not _NAME.fullmatch(name) or ".." in name:
         raise ValueError(f"`{text[:80]}` is not a host name")
-    return name.rstrip("."), False
+    return name.rstrip("."), port, False
 
 
 def _ascii(text: str) -> str:

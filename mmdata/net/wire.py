@@ -10,6 +10,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import cast
 
 import httptools
@@ -19,9 +20,12 @@ from mmdata.net.answers import Failure
 MOST_HEAD_BYTES = 64 << 10
 MOST_HEADERS = 100
 MOST_INTERIM = 10
+# Bytes that may come for each byte of a body, beside a constant: no real server sends chunks of a few bytes.
+MOST_FRAMING = 2
 # The body of an answer that is not wanted is read up to here, so that the connection can be used again.
 MOST_SKIPPED_BYTES = 64 << 10
-_BUFFER_BYTES = 64 << 10
+BUFFER_BYTES = 64 << 10
+_CRUMB_BYTES = 4 << 10
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 
 
@@ -44,14 +48,16 @@ class Reply:
         self.asked_s = self.last_s = time.monotonic()
         self.body_from_s = 0.0
         self.headers: dict[str, str] = {}
-        self.body: list[bytes] = []
-        self.status = self.num_bytes = self.num_headers = self.num_interim = 0
-        self.head_bytes = self.field_bytes = 0
+        self.pieces: list[bytes] = []
+        # Small pieces are put together first: in chunks of a few bytes they would weigh ten times the body.
+        self.crumbs = bytearray()
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.status = self.raw_bytes = self.num_bytes = self.num_interim = 0
         self.framed = self.keep = self.skipped = self.over = False
         self.failure: Failure | None = None
         self.parser = httptools.HttpResponseParser(self)
         self.parser.set_dangerous_leniencies(
-            lenient_headers=True,  # folded lines; what else it lets through, `on_header` refuses
+            lenient_headers=True,  # folded lines; what else it lets through, we refuse
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
             lenient_data_after_close=True,
@@ -60,7 +66,7 @@ class Reply:
     @property
     def untouched(self) -> bool:
         """True while not a byte of an answer has come."""
-        return self.head_bytes == 0
+        return self.raw_bytes == 0
 
     @property
     def in_body(self) -> bool:
@@ -74,6 +80,11 @@ class Reply:
             if not self.done.done():
                 self.done.set_result(None)
 
+    def body(self) -> bytes:
+        """Return the body as far as it has come."""
+        self._sweep_up()
+        return b"".join(self.pieces)
+
     def skip(self) -> None:
         """Read the body, if it is small, without keeping it."""
         self.skipped = True
@@ -81,8 +92,7 @@ class Reply:
     def feed(self, data: memoryview, now_s: float) -> None:
         """Take bytes as they came."""
         self.last_s = now_s
-        if not self.in_body:
-            self.head_bytes += len(data)
+        self.raw_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -91,8 +101,10 @@ class Reply:
             # A judge or a limit may have ended the reply already; what the parser thinks of the rest does not matter.
             self.end(Failure("bad_response", f"not HTTP: {error.__context__ or error}"))
             self.keep = False
-        if not self.in_body and self.head_bytes > MOST_HEAD_BYTES:
+        if not self.in_body and self.raw_bytes > MOST_HEAD_BYTES:
             self.end(Failure("bad_response", f"more than {MOST_HEAD_BYTES} bytes of headers"))
+        elif self.raw_bytes > 2 * MOST_HEAD_BYTES + MOST_FRAMING * self.num_bytes:
+            self.end(Failure("bad_response", "chunks or trailers outweigh the body"))
 
     def lost(self, error: Exception | None) -> None:
         """Finish because the connection ended, in order or not."""
@@ -114,31 +126,27 @@ class Reply:
             self.keep = False  # bytes after the answer: whose they are, nobody knows
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header field."""
-        if self.in_body:
-            return  # a trailer
-        self.num_headers += 1
-        self.field_bytes += len(name) + len(value)
-        if self.num_headers > MOST_HEADERS or self.field_bytes > MOST_HEAD_BYTES:
-            self.end(Failure("bad_response", f"more than {MOST_HEADERS} header fields, or {MOST_HEAD_BYTES} bytes of them"))
-            return
-        if _CONTROL.search(value):
-            self.end(Failure("bad_response", f"control characters in the header {name[:40].decode('latin-1')}"))
-            return
-        key = name.decode("latin-1").lower()
-        try:
-            text = value.decode()
-        except UnicodeDecodeError:
-            text = value.decode("latin-1")
-        self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+        """Take one header field; `feed` bounds their bytes."""
+        if not self.in_body:
+            self.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Ask whether the body is wanted."""
+        """Read the header fields, and ask whether the body is wanted."""
         self.status = self.parser.get_status_code()
         if self.status < 200 or self.over:
             return
         self.body_from_s = self.last_s
-        self.framed = "content-length" in self.headers or "transfer-encoding" in self.headers
+        fields, headers = self.fields, self.headers
+        if len(fields) > MOST_HEADERS or sum(map(len, chain.from_iterable(fields))) > MOST_HEAD_BYTES:
+            self.end(Failure("bad_response", f"more than {MOST_HEADERS} header fields, or {MOST_HEAD_BYTES} bytes of them"))
+            return
+        for name, value in fields:
+            if _CONTROL.search(value):
+                self.end(Failure("bad_response", f"control characters in the header {name[:40].decode('latin-1')}"))
+                return
+            key, text = name.decode("latin-1").lower(), _text(value)
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        self.framed = "content-length" in headers or "transfer-encoding" in headers
         self.judge(self)
 
     def on_body(self, data: bytes) -> None:
@@ -150,10 +158,13 @@ class Reply:
             if self.num_bytes > MOST_SKIPPED_BYTES:
                 self.end()
         elif self.num_bytes > self.max_bytes:
-            self.body.clear()
             self.end(Failure("too_large", f"more than {self.max_bytes} bytes"))
+        elif len(data) >= _CRUMB_BYTES and not self.crumbs:
+            self.pieces.append(data)
         else:
-            self.body.append(data)
+            self.crumbs += data
+            if len(self.crumbs) >= BUFFER_BYTES:
+                self._sweep_up()
 
     def on_message_complete(self) -> None:
         """Finish, unless it was an interim answer."""
@@ -164,19 +175,25 @@ class Reply:
             self.end()
             return
         self.num_interim += 1
-        self.headers.clear()
+        self.fields.clear()
         if self.num_interim > MOST_INTERIM:
             self.end(Failure("bad_response", f"more than {MOST_INTERIM} interim answers"))
+
+    def _sweep_up(self) -> None:
+        if self.crumbs:
+            self.pieces.append(bytes(self.crumbs))
+            self.crumbs.clear()
 
 
 class Connection(asyncio.BufferedProtocol):
     """One connection, one request at a time.
 
     on_lost  called when the connection has ended, whoever ended it
+    buffer   where bytes come in; connections of one loop may share it, since it is read before the next is served
     """
 
-    def __init__(self, on_lost: Callable[["Connection"], None]) -> None:
-        self.on_lost = on_lost
+    def __init__(self, on_lost: Callable[["Connection"], None], buffer: memoryview) -> None:
+        self.on_lost, self.buffer = on_lost, buffer
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self.reply: Reply | None = None
@@ -184,7 +201,6 @@ class Connection(asyncio.BufferedProtocol):
         self.key = ("", "", 0)
         self.idle_since_s = 0.0
         self.is_open = False
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
 
     async def ask(self, request: bytes, reply: Reply) -> None:
         """Send a request and wait until its reply is over; the connection is closed unless it can be used again."""
@@ -215,14 +231,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Give the place where bytes go."""
-        return self._buffer
+        return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has come there."""
         if self.reply is None or self.reply.over:
             self.close()  # bytes that nobody asked for
             return
-        self.reply.feed(self._buffer[:nbytes], time.monotonic())
+        self.reply.feed(self.buffer[:nbytes], time.monotonic())
 
     def eof_received(self) -> bool:
         """Note that the server has said its last."""
@@ -237,3 +253,10 @@ class Connection(asyncio.BufferedProtocol):
         if self.reply is not None:
             self.reply.lost(exc)
         self.on_lost(self)
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -22,7 +22,6 @@ import pyarrow as pa
 
 from mmdata.media import Jail
 from mmdata.net import TRANSIENT, Failure, Fetched, Transport, open_fetcher
-from mmdata.net.client import run
 from mmdata.schema import OUTCOME, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard, counted_in
 from mmdata.shards.words import words
@@ -40,7 +39,7 @@ _INPUT = (pa.field("caption", pa.string()), pa.field("url", pa.string()), pa.fie
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; of what several tasks raised the first is raised, so that a full disk is seen as one."""
     try:
-        run(work)
+        asyncio.run(work)
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from mmdata.net import Failure, Fetched, Fetcher, Guard, Limits, Policy, Signals
-from mmdata.net.client import HttpTransport, Options, open_transport, run
+from mmdata.net.client import HttpTransport, Options, open_transport
 from tests.net.hostile import HostileServer
 
 AGENT = "mmdata/0.1 (+mailto:tests@hostile.test)"
@@ -31,7 +31,7 @@ def ask(
             get = fetcher.fetch if policy else transport.get
             return [await get(url) for url in ([urls] if isinstance(urls, str) else urls)]
 
-    return run(work())
+    return asyncio.run(work())
 
 
 async def ask_at_once(transport: HttpTransport, urls: Sequence[str]) -> list[Fetched | Failure]:

@@ -106,6 +106,24 @@ async def endless(exchange: Exchange) -> None:
         await exchange.send(bytes(1 << 16))
 
 
+async def endless_chunk(exchange: Exchange) -> None:
+    """Chunks that are all framing: `part` says whether in an extension or in trailers (`extension`, `trailer`, `trailers`)."""
+    begin = {"extension": b"1;x=", "trailer": b"1\r\nx\r\n0\r\nX: ", "trailers": b"1\r\nx\r\n0\r\n"}
+    part = exchange.option("part", "extension")
+    await exchange.send(_chunked(begin[part]))
+    for _ in range(MOST_BYTES >> 16):
+        await exchange.send((b"X: y\r\n" if part == "trailers" else b"y" * 6) * 10_000)
+
+
+async def crumbs(exchange: Exchange) -> None:
+    """A body of `bytes` bytes in chunks of one byte."""
+    await exchange.send(_chunked(b""))
+    for _ in range(int(exchange.option("bytes", "1000000")) >> 10):
+        await exchange.send(b"1\r\nx\r\n" * 1024)
+    await exchange.send(b"0\r\n\r\n")
+    exchange.keep = True
+
+
 async def half_jpeg(exchange: Exchange) -> None:
     """Half of a picture, no length, and an orderly end."""
     await exchange.send(_HEAD + b"Connection: close\r\n\r\n" + jpeg()[: len(jpeg()) // 2])
@@ -243,7 +261,8 @@ def _answers() -> dict[str, bytes]:
 
 BEHAVIOURS: dict[str, Behaviour] = {
     "/ok": ok, "/sized": sized, "/status": status, "/flaky": flaky, "/silence": silence, "/slow-headers": slow_headers,
-    "/slow-body": slow_body, "/late-body": late_body, "/endless": endless, "/half-jpeg": half_jpeg, "/reset": reset,
+    "/slow-body": slow_body, "/late-body": late_body, "/endless": endless, "/endless-chunk": endless_chunk, "/crumbs": crumbs,
+    "/half-jpeg": half_jpeg, "/reset": reset,
     "/reset-at-once": reset_at_once, "/redirect": redirect, "/refresh": refresh, "/ping": ping, "/pong": ping,
     "/many-headers": many_headers, "/long-header": long_header, "/continues": continues,
     "/keep-then-close": keep_then_close, "/reset-if-reused": reset_if_reused,

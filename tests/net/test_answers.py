@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmdata.net import Failure, Fetched, Guard, Limits
-from mmdata.net.client import open_transport
+from mmdata.net.client import Options, open_transport
+from mmdata.net.dns import TableResolver
 from tests.net.asking import QUICK, ask, outcome
 from tests.net.behaviours import jpeg
 from tests.net.hostile import HostileServer, full_backlog, http
@@ -47,6 +48,10 @@ def test_a_healthy_picture_arrives_whole(hostile: HostileServer, path: str) -> N
         fault("N12", "/chunked-cut", "short_body", "after 4 bytes"),
         fault("N12", "/chunk-overflow", "short_body", ""),
         fault("N12", "/chunk-negative", "bad_response", "chunk size"),
+        fault("N12", "/endless-chunk?part=extension", "bad_response", "outweigh the body"),
+        fault("N12", "/endless-chunk?part=trailer", "bad_response", "outweigh the body"),
+        fault("N12", "/endless-chunk?part=trailers", "bad_response", "outweigh the body"),
+        fault("N12", "/crumbs", "bad_response", "outweigh the body"),
         fault("N14", "/reset", "conn_reset", "of the body"),
         fault("N15", "/gzip-bomb", "bad_encoding", "Content-Encoding gzip, identity was asked"),
         fault("N17", "/ten-encodings", "bad_encoding", "gzip, gzip"),
@@ -74,6 +79,12 @@ def test_an_answer_that_is_none(hostile: HostileServer, path: str, expected: str
     # The server lives in this process and holds the 1 MiB bombs; what a client unpacked would be 1 GiB.
     assert resident_bytes() - started < 64 * MIB
     assert time.process_time() - cpu_s < 1.5
+
+
+def test_a_small_body_may_come_in_crumbs(hostile: HostileServer) -> None:
+    (result,) = ask(hostile, hostile.url("/crumbs", bytes=20_480))
+    assert isinstance(result, Fetched)
+    assert result.body == b"x" * 20_480
 
 
 @pytest.mark.fault("N10")
@@ -220,3 +231,26 @@ def test_a_path_is_sent_as_its_owner_wrote_it(hostile: HostileServer, path: str,
     ask(hostile, hostile.url(path))
     assert [hit.path for hit in hostile.hits] == [asked]
     assert "x-evil" not in hostile.hits[0].headers
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://:80/", "http://a:99999/", "http://a:x/", "http://a b/", "http://a..b/", "http://-a/", "http://a\\b/",
+     "http://a%20b/", "http://" + "a" * 300 + "/", "http://a/" + "x" * 20_000, "http://[::1/", "http://\u2100/", "http://\ud800/",
+     "http://" + "\u00e4" * 100_000 + "/"],
+)  # fmt: skip
+def test_a_url_that_leads_nowhere_costs_its_row(hostile: HostileServer, url: str) -> None:
+    (result,) = ask(hostile, url)
+    assert outcome(result) == "bad_row"
+    assert isinstance(result, Failure)
+    assert len(result.detail) <= 300
+
+
+def test_a_name_in_any_script_is_asked_for_in_ascii(hostile: HostileServer) -> None:
+    resolver = TableResolver({})
+    ask(
+        hostile,
+        ["http://b\u00fccher.example/", "http://\u4f8b.example/", "http://\u2764.example/"],
+        options=Options(resolver=resolver),
+    )
+    assert resolver.asked == ["xn--bcher-kva.example", "xn--fsq.example", "xn--qei.example"]

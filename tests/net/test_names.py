@@ -89,6 +89,19 @@ def test_a_system_that_hangs_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) ->
     hang.set()
 
 
+@pytest.mark.fault("N34", "N39")
+def test_closing_ends_lookups_too() -> None:
+    async def work() -> None:
+        async with open_transport(Guard(), QUICK, "mmdata/0.1", 4, Options(resolver=Silent())) as transport:
+            task = asyncio.create_task(transport.get("http://a.example/"))
+            await asyncio.sleep(0.05)
+            task.cancel()
+        assert await asyncio.gather(task, return_exceptions=True)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work())
+
+
 @pytest.mark.fault("N34")
 def test_of_a_thousand_addresses_few_are_tried(hostile: HostileServer) -> None:
     many = [f"127.1.{n // 256}.{n % 256}" for n in range(1000)]
