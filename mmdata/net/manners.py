@@ -59,15 +59,24 @@ class Address:
 
 
 class Slots:
-    """Our own connections: `num` of them, and `SLOW_SHARE` times as many for those that last long."""
+    """Our own connections: `num` of them, and `SLOW_SHARE` times as many for those that last long.
+
+    While `room` is cleared none is given out.
+    """
 
     def __init__(self, num: int) -> None:
+        self.room = asyncio.Event()
+        self.room.set()
         self._free = asyncio.Semaphore(num)
         self._slow_left = num * SLOW_SHARE
 
     async def take(self) -> None:
         """Wait for a free connection."""
         await self._free.acquire()
+        while not self.room.is_set():
+            self._free.release()
+            await self.room.wait()
+            await self._free.acquire()
 
     def give_back(self, slow: bool) -> None:
         """Free a connection, of the slow ones or of the others."""
@@ -122,7 +131,8 @@ class Pace:
         self.table, self.limits, self.address_of = table, limits, address_of
         self.interval_s = limits.host_interval_s * share
         self.per_host = max(1, limits.per_host // share)
-        self._slots = Slots(num_connections)
+        self.share = share
+        self.slots = Slots(num_connections)
         self._lanes: dict[str, Lane] = {}
         self._addresses: dict[str, Address] = {}
 
@@ -136,7 +146,7 @@ class Pace:
     def slow_down(self, host: str, delay_s: float) -> None:
         """Ask a host no more often than this, in seconds."""
         place = self.lane(host).place
-        place.interval_s = max(place.interval_s, delay_s)
+        place.interval_s = max(place.interval_s, delay_s * self.share)
 
     async def begin(self, host: str) -> Turn | Failure:
         """Wait for a turn; `throttled` when the host is to be left alone. Every turn must be ended."""
@@ -200,11 +210,11 @@ class Pace:
             return await self._start(lane, lane.place, address.place)
 
     async def _start(self, lane: Lane, *places: Place) -> Turn | float:
-        await self._slots.take()
+        await self.slots.take()
         wait_s = self.table.start(*places, rest_s=self.limits.breaker_rest_s)
         if wait_s <= 0:
-            return Turn(lane, places, self._slots)
-        self._slots.give_back(slow=False)
+            return Turn(lane, places, self.slots)
+        self.slots.give_back(slow=False)
         return wait_s
 
     def _address_named(self, name: str) -> Address:
