@@ -138,11 +138,11 @@ class Fetcher:
 
     def hold(self) -> None:
         """Start no further request until `go_on`: whoever takes the media is behind. Nothing under way is touched."""
-        self.pace.slots.room.clear()
+        self.pace.slots.hold(True)
 
     def go_on(self) -> None:
         """Start requests again."""
-        self.pace.slots.room.set()
+        self.pace.slots.hold(False)
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -194,7 +194,10 @@ class Fetcher:
         answer = await self._ask(target, refuse, headers)
         if isinstance(answer, Fetched) and answer.status not in REDIRECTS:
             answer = self._judged(answer, refuse)
-        return replace(answer, url=url, rule=answer.rule or rule)
+        rule = answer.rule or rule
+        if isinstance(answer, Failure):
+            return Failure(answer.outcome, answer.detail, url, rule, answer.address, (), answer.elapsed_s)
+        return Fetched(answer.status, answer.headers, answer.body, url, rule, answer.address, (), answer.elapsed_s)
 
     async def _ask(self, target: Target, refuse: Refuse | None, headers: Mapping[str, str] | None) -> Fetched | Failure:
         turn = await self.pace.begin(target.host)

@@ -58,7 +58,9 @@ class HostTable:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             table = os.open(folder / "table", flags, 0o600)
             try:
-                os.ftruncate(table, _SIZE)  # sparse: what no host uses takes no space
+                os.ftruncate(table, _SIZE)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(table, 0, _SIZE)  # a full disk is an error here, not a SIGBUS at some later store
                 self._map = mmap.mmap(table, _SIZE)
             finally:
                 os.close(table)

@@ -8,6 +8,7 @@ hold up the others.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -59,39 +60,54 @@ class Address:
 
 
 class Slots:
-    """Our own connections: `num` of them, and `SLOW_SHARE` times as many for those that last long.
-
-    While `room` is cleared none is given out.
-    """
+    """Our own connections: `num` of them, and `SLOW_SHARE` times as many for those that last long; first come, first served."""
 
     def __init__(self, num: int) -> None:
-        self.room = asyncio.Event()
-        self.room.set()
-        self._free = asyncio.Semaphore(num)
-        self._slow_left = num * SLOW_SHARE
+        self._num_free, self._num_slow_free = num, num * SLOW_SHARE
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._held = False
 
     async def take(self) -> None:
         """Wait for a free connection."""
-        await self._free.acquire()
-        while not self.room.is_set():
-            self._free.release()
-            await self.room.wait()
-            await self._free.acquire()
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._hand_out()
+        if turn.done():
+            return
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.give_back(slow=False)
+            raise
 
     def give_back(self, slow: bool) -> None:
         """Free a connection, of the slow ones or of the others."""
         if slow:
-            self._slow_left += 1
+            self._num_slow_free += 1
         else:
-            self._free.release()
+            self._num_free += 1
+            self._hand_out()
 
     def slow_down(self) -> bool:
         """Move a connection to the slow ones; False while they are all in use."""
-        if self._slow_left == 0:
+        if self._num_slow_free == 0:
             return False
-        self._slow_left -= 1
-        self._free.release()
+        self._num_slow_free -= 1
+        self.give_back(slow=False)
         return True
+
+    def hold(self, held: bool) -> None:
+        """Give out none while held."""
+        self._held = held
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._num_free and self._waiting and not self._held:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._num_free -= 1
 
 
 class Turn:
