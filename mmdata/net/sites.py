@@ -168,10 +168,10 @@ class Sites:
     @asynccontextmanager
     async def _for_all(self, origin: str) -> AsyncIterator[None]:
         """Let one worker of this machine read a site while the others wait for what it finds."""
-        place = self.pace.table.place(f"site {origin}", 1, 0.0)
-        while self.pace.table.start(place) > 0:
+        table = self.pace.table
+        while (claim := table.claim(f"site {origin}")) is None:
             await asyncio.sleep(POLL_S)
         try:
             yield
         finally:
-            self.pace.table.finish(place)
+            table.give_up(claim)

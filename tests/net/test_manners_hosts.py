@@ -151,6 +151,17 @@ def test_a_process_may_open_a_table_twice_and_close_it_once(tmp_path: Path) -> N
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_claim_is_held_by_one(tmp_path: Path) -> None:
+    with open_table(tmp_path) as table:
+        claim = table.claim("site a")
+        assert claim is not None
+        assert table.claim("site a") is None
+        other = table.claim("site b")
+        assert other is not None
+        table.give_up(claim)
+        assert table.claim("site a") == claim
+
+
 def test_a_full_table_forgets_idle_hosts_and_then_shares_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts, "_CAPACITY", 8)
     monkeypatch.setattr(hosts, "_SIZE", 8 * 5 * 8)
@@ -159,7 +170,7 @@ def test_a_full_table_forgets_idle_hosts_and_then_shares_records(monkeypatch: py
     assert [table.start(place) for place in places[:8]] == [0.0] * 8
     assert table.start(places[8]) > 0
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 3601)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
     assert table.start(places[8]) == 0
     table.close()
 
