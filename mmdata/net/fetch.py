@@ -22,12 +22,12 @@ from mmdata.net.sites import SiteRules, Sites
 from mmdata.net.urls import REDIRECTS, Target, parse_url, redirect_of
 
 # Outcomes that another try may turn into `ok`: worth a later pass, or `retry` on another day.
-TRANSIENT = frozenset({
+TRANSIENT = (
     "dns", "timeout_connect", "timeout_headers", "timeout_idle", "timeout_total", "too_slow", "conn_reset", "short_body",
     "http_5xx", "throttled",
-})  # fmt: skip
-# Those tried again at once, after a pause; the others would cost their whole deadline again, or the same answer.
-_RETRIED = TRANSIENT - {"dns", "timeout_total", "too_slow"}
+)  # fmt: skip
+# Those tried again soon; the others would cost their whole deadline again, or give the same answer.
+_RETRIED = ("conn_reset", "short_body", "http_5xx", "throttled")
 # Rules by which a host is left alone for now: another try would only meet them again.
 _AT_REST = ("breaker", "Retry-After")
 
@@ -118,7 +118,7 @@ class Fetcher:
         self._under_way: dict[str, asyncio.Future[Fetched | Failure | None]] = {}
 
     async def fetch(self, url: str, headers: Mapping[str, str] | None = None) -> Fetched | Failure:
-        """Return the media's response, or how the fetch failed.
+        """Return the media's response, or how the fetch failed. Ask for all rows at once: what waits holds no connection.
 
         headers  sent with the request for this url, never to another host after a redirect
         """
@@ -135,6 +135,14 @@ class Fetcher:
             # Null when this fetch was cancelled: one of those that waited for it then fetches itself.
             del self._under_way[url]
             future.set_result(result)
+
+    def hold(self) -> None:
+        """Start no further request until `go_on`: whoever takes the media is behind. Nothing under way is touched."""
+        self.pace.slots.hold(True)
+
+    def go_on(self) -> None:
+        """Start requests again."""
+        self.pace.slots.hold(False)
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -186,7 +194,10 @@ class Fetcher:
         answer = await self._ask(target, refuse, headers)
         if isinstance(answer, Fetched) and answer.status not in REDIRECTS:
             answer = self._judged(answer, refuse)
-        return replace(answer, url=url, rule=answer.rule or rule)
+        rule = answer.rule or rule
+        if isinstance(answer, Failure):
+            return Failure(answer.outcome, answer.detail, url, rule, answer.address, (), answer.elapsed_s)
+        return Fetched(answer.status, answer.headers, answer.body, url, rule, answer.address, (), answer.elapsed_s)
 
     async def _ask(self, target: Target, refuse: Refuse | None, headers: Mapping[str, str] | None) -> Fetched | Failure:
         turn = await self.pace.begin(target.host)

@@ -5,7 +5,7 @@ One table of fixed records in a file, mapped into every worker. Connections are 
 of CLOCK_MONOTONIC, which all processes of a machine read alike; what another boot left is never looked at. Without a
 folder the same table lies in the process's own memory.
 
-A full table forgets hosts that were not asked for an hour; where there are none, names share a record, which is stricter.
+A full table forgets hosts that were not asked for ten minutes; where there are none, names share a record, which is stricter.
 """
 
 import fcntl
@@ -20,15 +20,18 @@ from pathlib import Path
 
 POLL_S = 0.05  # how often a full host is looked at again, since other processes cannot wake us
 MAX_CONNECTIONS = 511
-_CAPACITY = 1 << 18
+_CAPACITY = 1 << 19
 _PROBES = 8
-_FORGET_S = 3600.0
+_FORGET_S = 600.0
 # A record is five words: its key; when the next request may start; until when the host asked to be left alone
 # (Retry-After); until when the breaker is open; failures in a row. The three in the middle are seconds.
 _WORDS = 5
 _NEXT, _ASKED, _OPEN, _FAILURES = 1, 2, 3, 4
 _SIZE = _CAPACITY * _WORDS * 8
 _LOCKS = MAX_CONNECTIONS + 1  # bytes of the lock file that a record owns: one for itself, one for each connection
+# Behind those of the records lies the byte for finding places, then one for each claim; two names seldom share one.
+_FINDING = _CAPACITY * _LOCKS
+_CLAIMS, _NUM_CLAIMS = _FINDING + 1, 1 << 30
 
 
 class Place:
@@ -38,8 +41,7 @@ class Place:
 
     def __init__(self, name: str, limit: int, interval_s: float) -> None:
         self.name, self.limit, self.interval_s = name, min(limit, MAX_CONNECTIONS), interval_s
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self.key = int.from_bytes(digest, "little") | 1  # 0 marks a free record
+        self.key = _number(name) | 1  # 0 marks a free record
         self.index = self.key % _CAPACITY
         self.held: list[int] = []
 
@@ -50,15 +52,18 @@ class HostTable:
     def __init__(self, folder: Path | None = None) -> None:
         self._thread = threading.RLock()
         self._places: dict[str, Place] = {}
+        self._claims: set[int] = set()
         self._file: int | None = None
         if folder is None:
             self._map = mmap.mmap(-1, _SIZE)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             table = os.open(folder / "table", flags, 0o600)
             try:
-                os.ftruncate(table, _SIZE)  # sparse: what no host uses takes no space
+                os.ftruncate(table, _SIZE)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(table, 0, _SIZE)  # a full disk is an error here, not a SIGBUS at some later store
                 self._map = mmap.mmap(table, _SIZE)
             finally:
                 os.close(table)
@@ -79,6 +84,21 @@ class HostTable:
         if found is None:
             found = self._places[name] = Place(name, limit, interval_s)
         return found
+
+    def claim(self, name: str) -> int | None:
+        """Take a work that one worker does for all; null while another has it. `give_up` ends what this returns."""
+        claim = _CLAIMS + _number(name) % _NUM_CLAIMS
+        with self._thread:
+            if claim in self._claims or not self._try_byte(claim):
+                return None
+            self._claims.add(claim)
+        return claim
+
+    def give_up(self, claim: int) -> None:
+        """End a claim."""
+        with self._thread:
+            self._claims.discard(claim)
+            self._unlock_byte(claim)
 
     def wait_s(self, place: Place) -> float:
         """Return the seconds until a place's interval has passed; 0 or less when it has."""
@@ -156,7 +176,7 @@ class HostTable:
     def _find(self, key: int) -> int:
         spots = [(key + step) % _CAPACITY for step in range(_PROBES)]
         with self._thread:
-            self._lock_byte(_CAPACITY * _LOCKS)
+            self._lock_byte(_FINDING)
             try:
                 for spot in spots:
                     if self._counts[spot * _WORDS] == key:
@@ -225,6 +245,10 @@ class HostTable:
     def _unlock_byte(self, offset: int) -> None:
         if self._file is not None:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, offset)
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 _TABLES: dict[Path, list[HostTable]] = {}

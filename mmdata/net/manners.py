@@ -8,6 +8,7 @@ hold up the others.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -59,30 +60,54 @@ class Address:
 
 
 class Slots:
-    """Our own connections: `num` of them, and `SLOW_SHARE` times as many for those that last long."""
+    """Our own connections: `num` of them, and `SLOW_SHARE` times as many for those that last long; first come, first served."""
 
     def __init__(self, num: int) -> None:
-        self._free = asyncio.Semaphore(num)
-        self._slow_left = num * SLOW_SHARE
+        self._num_free, self._num_slow_free = num, num * SLOW_SHARE
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._held = False
 
     async def take(self) -> None:
         """Wait for a free connection."""
-        await self._free.acquire()
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._hand_out()
+        if turn.done():
+            return
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.give_back(slow=False)
+            raise
 
     def give_back(self, slow: bool) -> None:
         """Free a connection, of the slow ones or of the others."""
         if slow:
-            self._slow_left += 1
+            self._num_slow_free += 1
         else:
-            self._free.release()
+            self._num_free += 1
+            self._hand_out()
 
     def slow_down(self) -> bool:
         """Move a connection to the slow ones; False while they are all in use."""
-        if self._slow_left == 0:
+        if self._num_slow_free == 0:
             return False
-        self._slow_left -= 1
-        self._free.release()
+        self._num_slow_free -= 1
+        self.give_back(slow=False)
         return True
+
+    def hold(self, held: bool) -> None:
+        """Give out none while held."""
+        self._held = held
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._num_free and self._waiting and not self._held:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._num_free -= 1
 
 
 class Turn:
@@ -122,7 +147,8 @@ class Pace:
         self.table, self.limits, self.address_of = table, limits, address_of
         self.interval_s = limits.host_interval_s * share
         self.per_host = max(1, limits.per_host // share)
-        self._slots = Slots(num_connections)
+        self.share = share
+        self.slots = Slots(num_connections)
         self._lanes: dict[str, Lane] = {}
         self._addresses: dict[str, Address] = {}
 
@@ -136,7 +162,7 @@ class Pace:
     def slow_down(self, host: str, delay_s: float) -> None:
         """Ask a host no more often than this, in seconds."""
         place = self.lane(host).place
-        place.interval_s = max(place.interval_s, delay_s)
+        place.interval_s = max(place.interval_s, delay_s * self.share)
 
     async def begin(self, host: str) -> Turn | Failure:
         """Wait for a turn; `throttled` when the host is to be left alone. Every turn must be ended."""
@@ -200,11 +226,11 @@ class Pace:
             return await self._start(lane, lane.place, address.place)
 
     async def _start(self, lane: Lane, *places: Place) -> Turn | float:
-        await self._slots.take()
+        await self.slots.take()
         wait_s = self.table.start(*places, rest_s=self.limits.breaker_rest_s)
         if wait_s <= 0:
-            return Turn(lane, places, self._slots)
-        self._slots.give_back(slow=False)
+            return Turn(lane, places, self.slots)
+        self.slots.give_back(slow=False)
         return wait_s
 
     def _address_named(self, name: str) -> Address:

@@ -54,7 +54,7 @@ class SiteRules:
 
     crawl_delay_s  a host that asks for more between two requests is not fetched from
     unreached_s    a host that could not be reached is asked again after this long
-    backoff        gives the seconds to wait before the n-th retry, from 0; as many as it has are made
+    backoffs_s     the pauses before each further try of a robots.txt that fails quickly; a timeout is not tried again
     """
 
     robots: bool
@@ -144,7 +144,7 @@ class Sites:
         answer = await self._follow(url)
         for backoff_s in backoffs_s:
             busy = isinstance(answer, Fetched) and (answer.status >= 500 or answer.status == 429)
-            passing = isinstance(answer, Failure) and answer.outcome.startswith(("timeout_", "conn_", "short_"))
+            passing = isinstance(answer, Failure) and answer.outcome in ("conn_reset", "short_body")
             if not (busy or passing):
                 break
             await asyncio.sleep(backoff_s)
@@ -168,10 +168,10 @@ class Sites:
     @asynccontextmanager
     async def _for_all(self, origin: str) -> AsyncIterator[None]:
         """Let one worker of this machine read a site while the others wait for what it finds."""
-        place = self.pace.table.place(f"site {origin}", 1, 0.0)
-        while self.pace.table.start(place) > 0:
+        table = self.pace.table
+        while (claim := table.claim(f"site {origin}")) is None:
             await asyncio.sleep(POLL_S)
         try:
             yield
         finally:
-            self.pace.table.finish(place)
+            table.give_up(claim)
