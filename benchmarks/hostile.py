@@ -198,7 +198,11 @@ def main() -> None:
     for who in (options.only,) if options.only else WHO:
         with tempfile.TemporaryDirectory(dir=options.cache) as folder:
             found, own = network(who, Path(folder))
+            sys.stderr.write(
+                "".join(f"  {one.who} {one.ident} {one.what}: {one.why or 'survived'}\n" for one in found) + f"  {own}\n"
+            )
             for name, peak, verdict in bombs(who, Path(folder), options.cache):
+                sys.stderr.write(f"  {who} {name}: {peak:.0f} MiB, {verdict.why or 'survived'}\n")
                 peaks.append((who, name, peak))
                 found.append(verdict)
         verdicts += found
