@@ -8,10 +8,11 @@ outside of every tree. `--sweep` tries numbers of processes and threads for the 
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.fidelity import fidelity
+from benchmarks.fidelity import Quality, fidelity
 from benchmarks.harness import HERE, Result, publish, summary
 from benchmarks.images import make_sets
+from benchmarks.jobs import WORKERS
 from benchmarks.measure import Cost, measure
 from benchmarks.web import Web, serving
 from mmdata.stages.download import Download
 
 IMAGE_PX = 256
-PARTITION_ROWS = 500
 TIMEOUT_S = 240.0
 PSNR_IMAGES = 500
 # The peer's best on two cores by `--sweep`: processes, threads.
@@ -58,7 +59,7 @@ class Run:
     cpu_s: float
     ended: bool
     served_s: float
-    psnr_db: tuple[float, float] | None = None
+    quality: Quality | None = None
 
     @property
     def cpu_ms(self) -> float:
@@ -103,8 +104,8 @@ class Bench:
         source = self.list_of(dirty=dirty).with_name("catalog.yaml")
         with tempfile.TemporaryDirectory(dir=self.home) as out:
             options = {
-                "catalog": str(source), "partition_rows": PARTITION_ROWS, "stage": stage, "run_dir": f"{out}/run",
-                "allow": self.web.allow(),
+                "catalog": str(source), "partition_rows": math.ceil(self.num_rows / WORKERS), "stage": stage,
+                "run_dir": f"{out}/run", "allow": self.web.allow(),
             }  # fmt: skip
             return self._run(case, "ours", ["-m", "benchmarks.jobs", "ours"], options, Path(out) if psnr else None)
 
@@ -114,15 +115,15 @@ class Bench:
             options = RESIZE | {
                 "url_list": str(self.list_of(dirty=dirty)), "input_format": "parquet", "url_col": "url", "caption_col": "text",
                 "output_format": "webdataset", "output_folder": f"{out}/images", "processes_count": counts[0],
-                "thread_count": counts[1], "number_sample_per_shard": PARTITION_ROWS, "resize_only_if_bigger": True,
-                "timeout": 10, "enable_wandb": False,
+                "thread_count": counts[1], "number_sample_per_shard": math.ceil(self.num_rows / counts[0]),
+                "resize_only_if_bigger": True, "timeout": 10, "enable_wandb": False,
             }  # fmt: skip
             command = [str(HERE / "peers/img2dataset_download.py")]
             return self._run(case, "img2dataset", command, options, Path(out) if psnr else None)
 
-    def limit(self, case: str) -> Run:
+    def limit(self, case: str, decode: str = "exact") -> Run:
         """Decode, resize and encode the same bytes once."""
-        options = {"images": str(self.images), "resize": RESIZE}
+        options = {"images": str(self.images), "resize": RESIZE | ({"decode": decode} if HAS_DECODE else {})}
         return self._run(case, "limit", ["-m", "benchmarks.jobs", "limit"], options, None)
 
     def _run(self, case: str, who: str, command: list[str], options: dict[str, Any], out: Path | None) -> Run:
@@ -134,31 +135,35 @@ class Bench:
         stats = self.web.stats()
         run = _run_of(case, who, cost, printed, stats)
         quality = fidelity(out, self.images, PSNR_IMAGES) if out is not None and cost.ended else None
-        run = Run(**{**asdict(run), "psnr_db": quality})
-        sys.stderr.write(f"  {case:<12}{who:<12}{run.good} good, {run.cpu_ms:.3f} ms CPU, {run.wall_ms:.3f} ms wall{_db(run)}\n")
+        run = replace(run, quality=quality)
+        sys.stderr.write(
+            f"  {case:<12}{who:<12}{run.good} good, {run.cpu_ms:.3f} ms CPU, {run.wall_ms:.3f} ms wall{_told(quality)}\n"
+        )
         return run
 
 
+def _told(quality: Quality | None) -> str:
+    return "" if quality is None else f", PSNR {quality.mean_db:.2f} dB, p10 {quality.p10_db:.2f} dB, {quality.mean_kib:.1f} KiB"
+
+
 def _run_of(case: str, who: str, cost: Cost, printed: str, stats: dict[str, float]) -> Run:
-    good = json.loads(printed.strip().splitlines()[-1])["good"] if cost.ended else int(stats.get("good", 0))
+    told = json.loads(printed.strip().splitlines()[-1]) if cost.ended else {}
+    good = int(told.get("good", stats.get("good", 0)))
     if not good:
         raise RuntimeError(f"{case}: {who} made no image; the web counts {stats}")
-    return Run(case, who, good, cost.wall_s, cost.cpu_s, cost.ended, stats["last_good"] - cost.started)
-
-
-def _db(run: Run) -> str:
-    return "" if run.psnr_db is None else f", PSNR {run.psnr_db[0]:.2f} dB, p10 {run.psnr_db[1]:.2f} dB"
+    wall_s, cpu_s = told.get("wall_s", cost.wall_s), told.get("cpu_s", cost.cpu_s)
+    return Run(case, who, good, wall_s, cpu_s, cost.ended, stats["last_good"] - cost.started)
 
 
 def large(bench: Bench, runs: int) -> list[Run]:
-    """Run ours exact and fast, the peer and the limit in turn; name of the case = who is measured."""
+    """Run ours exact and fast, each with its limit, and the peer in turn."""
     found = []
     for turn in range(runs):
         first = turn == 0
-        found.append(bench.ours("large_exact", decode="exact", psnr=first))
-        if HAS_DECODE:
-            found.append(bench.ours("large_fast", decode="fast", psnr=first))
-        found += [bench.peer("large", psnr=first), bench.limit("large")]
+        for decode in ("exact", "fast") if HAS_DECODE else ("exact",):
+            found.append(bench.ours(f"large_{decode}", decode=decode, psnr=first))
+            found.append(bench.limit(f"large_{decode}", decode))
+        found.append(bench.peer("large", psnr=first))
     return found
 
 
@@ -193,7 +198,7 @@ def results(found: list[Run]) -> list[Result]:
     """Make the lines of the page from all runs."""
     lines: list[Result] = []
     for name, other in (("large_exact", "large"), ("large_fast", "large"), ("small", "small")):
-        mine, theirs, limits = _of(found, name, "ours"), _of(found, other, "img2dataset"), _of(found, other, "limit")
+        mine, theirs, limits = _of(found, name, "ours"), _of(found, other, "img2dataset"), _of(found, name, "limit")
         if mine:
             lines += [_line(name, (mine, theirs, limits), "cpu_ms"), _line(f"{name}_wall", (mine, theirs, limits), "wall_ms")]
     mine, theirs, clean = (
@@ -217,17 +222,10 @@ def _line(name: str, runs: tuple[list[Run], list[Run], list[Run]], figure: str) 
 
 def notes(found: list[Run], options: argparse.Namespace) -> str:
     """Return what stands under the table: how it was measured, and how good the images are."""
-    lines = [
-        f"{options.images} images, {options.rows} rows a run, {options.runs} runs. {_peer_note()}",
-        "",
-        "| images of | PSNR mean | PSNR p10 |",
-    ]
-    lines += ["|---|---|---|"]
-    lines += [
-        f"| {run.case}, {run.who} | {run.psnr_db[0]:.2f} dB | {run.psnr_db[1]:.2f} dB |"
-        for run in found
-        if run.psnr_db is not None
-    ]
+    head = f"{options.images} images, {options.rows} rows a run, {options.runs} runs. {_peer_note()}"
+    lines = [head, "", "| images of | PSNR mean | PSNR p10 | file, mean |", "|---|---|---|---|"]
+    judged = [(run, run.quality) for run in found if run.quality is not None]
+    lines += [f"| {run.case}, {run.who} | {q.mean_db:.2f} dB | {q.p10_db:.2f} dB | {q.mean_kib:.1f} KiB |" for run, q in judged]
     lines += [
         f"\n{run.case}: {run.who} had not ended after {TIMEOUT_S:.0f} s and was stopped; its good rows are those served by then."
         for run in found if not run.ended

@@ -8,7 +8,9 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,17 +19,24 @@ from PIL import Image, ImageOps
 CEILING_DB = 60.0
 
 
-def fidelity(folder: Path, images: Path, most: int) -> tuple[float, float]:
-    """Return mean and 10th percentile of the PSNR of at most `most` images of the tars under a folder."""
+class Quality(NamedTuple):
+    """Mean and 10th percentile of the PSNR, in dB, and the mean size of a stored file, in KiB."""
+
+    mean_db: float
+    p10_db: float
+    mean_kib: float
+
+
+def fidelity(folder: Path, images: Path, most: int) -> Quality:
+    """Judge at most `most` images of the tars under a folder."""
     table = pq.read_table(images.with_suffix(".parquet")).to_pydict()
-    found: list[float] = []
+    found: list[tuple[float, int]] = []
     with images.with_suffix(".bin").open("rb") as file:
-        for number, data in stored(folder):
-            if len(found) == most:
-                break
+        for number, data in islice(stored(folder), most):
             file.seek(table["offset"][number])
-            found.append(psnr(data, file.read(table["size"][number])))
-    return float(np.mean(found)), float(np.percentile(found, 10))
+            found.append((psnr(data, file.read(table["size"][number])), len(data)))
+    decibels, sizes = np.array(found).T
+    return Quality(float(decibels.mean()), float(np.percentile(decibels, 10)), float(sizes.mean()) / 1024)
 
 
 def stored(folder: Path) -> Iterator[tuple[int, bytes]]:

@@ -10,6 +10,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def download(who: str, server: HostileServer, urls: list[str], folder: Path) -> 
         command = [sys.executable, "-m", "benchmarks.jobs", "ours"]
         options = {
             "catalog": str(folder / "catalog.yaml"), "partition_rows": 10_000, "stage": size, "allow": server.allow,
-            "run_dir": str(folder / "out"),
+            "run_dir": str(folder / "out"), "workers": 1,
         }  # fmt: skip
     else:
         rule = f".{SUFFIX}={server.allow[0]}"
@@ -107,7 +108,9 @@ def _asked(row: Fault, server: HostileServer) -> list[float]:
 def _judge(row: Fault, server: HostileServer, stored: dict[str, bytes], cost: Cost) -> str:
     """Return why a fault was not survived; empty when it was."""
     times = _asked(row, server)
-    held = max((hit.ended_s - hit.at_s for hit in server.asked(host=row.host)), default=0.0)
+    # A server that is silent does not see its visitor go: such a request has no end, and says nothing.
+    ended = [hit for hit in server.asked(host=row.host) if math.isfinite(hit.ended_s)]
+    held = max((hit.ended_s - hit.at_s for hit in ended), default=0.0)
     picture = stored.get(row.url)
     gap = min((b - a for a, b in itertools.pairwise(times)), default=row.least_gap_s)
     reasons = {
@@ -195,7 +198,11 @@ def main() -> None:
     for who in (options.only,) if options.only else WHO:
         with tempfile.TemporaryDirectory(dir=options.cache) as folder:
             found, own = network(who, Path(folder))
+            sys.stderr.write(
+                "".join(f"  {one.who} {one.ident} {one.what}: {one.why or 'survived'}\n" for one in found) + f"  {own}\n"
+            )
             for name, peak, verdict in bombs(who, Path(folder), options.cache):
+                sys.stderr.write(f"  {who} {name}: {peak:.0f} MiB, {verdict.why or 'survived'}\n")
                 peaks.append((who, name, peak))
                 found.append(verdict)
         verdicts += found
