@@ -48,7 +48,7 @@ class Download(Map, Resize):
     version: ClassVar[int] = 2
     whole: ClassVar[bool] = True
     # Refusals are final unless they are named.
-    transient: ClassVar[tuple[str, ...]] = (*sorted(TRANSIENT), "http_4xx", "robots", "tls")
+    transient: ClassVar[tuple[str, ...]] = (*TRANSIENT, "http_4xx", "robots", "tls")
     not_in_key: ClassVar[set[str]] = {"resources", "connections", "contact", "passes", "patience_s", "resolvers", "access"}
 
     resources: Resources = Resources(call_s=PATIENCE_S + 1800, row_s=0.1)

@@ -32,7 +32,7 @@ from mmdata.stages.verbs import Batch
 _BATCH, _BATCH_BYTES = 32, 8 << 20
 _PAUSE_S = 1.0
 # Asked about again by a later pass; the others would cost their whole deadline once more.
-_PASSING = TRANSIENT - {"timeout_total", "too_slow"}
+_PASSING = set(TRANSIENT) - {"timeout_total", "too_slow"}
 _INPUT = (pa.field("caption", pa.string()), pa.field("url", pa.string()), pa.field("sample_id", pa.string()))
 
 
