@@ -11,7 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from img2dataset import download
+# One of its packages asks a registry for a newer version at every start; without a network that is a wait, not work.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+from img2dataset import download  # noqa: E402
 
 
 def _resolve_names(rule: str) -> None:
