@@ -14,7 +14,7 @@ from typing import Any
 # One of its packages asks a registry for a newer version at every start; without a network that is a wait, not work.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-from img2dataset import download  # noqa: E402
+from img2dataset import download
 
 
 def _resolve_names(rule: str) -> None:
