@@ -11,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# One of its packages asks a registry for a newer version at every start; without a network that is a wait, not work.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
 from img2dataset import download
 
 
