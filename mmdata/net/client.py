@@ -23,6 +23,7 @@ from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
+_MOST_SKIPPED_S = 1.0
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 _OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
 
@@ -145,7 +146,7 @@ class HttpTransport:
             reply = connection.reply
             failure = self._overdue(reply, now_s) if reply is not None else None
             if reply is not None and failure is not None:
-                reply.end(None if reply.skipped else failure)
+                reply.end(None if reply.skipped else failure)  # of what is skipped, the status is answer enough
         self._looked_s = now_s
         self.pool.sweep(now_s)
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
@@ -160,6 +161,8 @@ class HttpTransport:
         if not reply.in_body:
             late = now_s - reply.asked_s > limits.headers_s
             return Failure("timeout_headers", f"no headers after {limits.headers_s:g} s") if late else None
+        if reply.skipped:
+            return self._late() if now_s - reply.body_from_s > _MOST_SKIPPED_S else None
         if now_s - reply.last_s > limits.idle_s:
             return Failure("timeout_idle", f"nothing for {limits.idle_s:g} s")
         body_s = now_s - reply.body_from_s
