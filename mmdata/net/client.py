@@ -23,6 +23,7 @@ from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
+Refuse = Callable[[Mapping[str, str]], str | None]
 _MOST_SKIPPED_S = 1.0
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 _OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
@@ -38,7 +39,6 @@ class Options:
     resolver     whoever answers in place of both
     dns_s        seconds that one lookup may take
     tls          a TLS context in place of the default one, which trusts what the system trusts
-    opted_out    says which header refuses media, if one does; the body is then not read
     """
 
     proxy: str = field(default="", repr=False)
@@ -47,34 +47,41 @@ class Options:
     resolver: Resolver | None = None
     dns_s: float = 5.0
     tls: ssl.SSLContext | None = None
-    opted_out: Callable[[Mapping[str, str]], str | None] = opt_out
 
 
 class HttpTransport:
     """Fetches one url a call; as many at once as there may be connections."""
 
     def __init__(self, pool: Pool, agent: str, options: Options) -> None:
-        self.pool, self.limits, self.options = pool, pool.limits, options
+        self.pool, self.limits = pool, pool.limits
         self.num_requests = 0
         self.num_bytes = 0
         usual = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
         self._usual = _lines("every host", usual)
         self._own = {host.lower().rstrip("."): _lines(host, own, usual) for host, own in options.headers.items()}
         self._turns = asyncio.Semaphore(pool.most)
-        self._judges = {media: functools.partial(self._judge, media) for media in (True, False)}
         limits = self.limits
         clocks = (limits.headers_s, limits.idle_s, limits.total_s, limits.slow_after_s)
         self._tick_s = min(max(min(clocks) / 10, 0.01), 0.25)
         self._looked_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def get(self, url: str, *, media: bool = True) -> Fetched | Failure:
-        """Fetch one url within the limits; an opt-out is for media, a robots.txt is read in any case."""
+    async def get(
+        self, url: str, *, media: bool = True, refuse: Refuse | None = None, headers: Mapping[str, str] | None = None
+    ) -> Fetched | Failure:
+        """Fetch one url within the limits.
+
+        media    false for robots.txt and its like, which are read in any case
+        refuse   says which header of media opts out, if one does; the body is then not read
+        headers  sent with this request, besides the transport's own; never shown
+        """
         self.num_requests += 1
+        judge = functools.partial(self._judge, (refuse or opt_out) if media else None)
         async with self._turns:
-            reply = Reply(self._judges[media], self.limits.max_bytes, asyncio.get_running_loop())
+            reply = Reply(judge, self.limits.max_bytes, asyncio.get_running_loop())
             try:
-                await self._ask(Target.of(url), reply)
+                target = Target.of(url)
+                await self._ask(target, self._request(target, headers), reply)
             except Exception as error:  # noqa: BLE001 - whatever a hostile answer makes a library raise costs this row alone
                 late = isinstance(error, TimeoutError) and time.monotonic() - reply.started_s >= self.limits.total_s
                 reply.end(self._late() if late else _failure(error))
@@ -90,8 +97,14 @@ class HttpTransport:
             self._timer.cancel()
         await self.pool.close()
 
-    async def _ask(self, target: Target, reply: Reply) -> None:
-        request = self._request(target)
+    async def address(self, host: str) -> str:
+        """Return the address at which a host is dialled first, "" where that is not known or was set by an allowance."""
+        try:
+            return await self.pool.address(Target.of(f"http://[{host}]/" if ":" in host else f"http://{host}/"))
+        except (Blocked, Unresolved, ValueError):
+            return ""
+
+    async def _ask(self, target: Target, request: bytes, reply: Reply) -> None:
         connection = self.pool.take(target)
         while not reply.over:
             reused = connection is not None
@@ -108,13 +121,15 @@ class HttpTransport:
                 reply.again()
                 connection = None
 
-    def _request(self, target: Target) -> bytes:
-        headers = self._own.get(target.host, self._usual)
+    def _request(self, target: Target, headers: Mapping[str, str] | None) -> bytes:
+        lines = self._own.get(target.host, self._usual)
+        if headers:
+            lines += _lines(target.host, headers, {})
         if self.pool.proxy is None or target.scheme == "https":
-            return target.request(headers)
-        return target.request(headers + self.pool.proxy.told, absolute=True)
+            return target.request(lines)
+        return target.request(lines + self.pool.proxy.told, absolute=True)
 
-    def _judge(self, media: bool, reply: Reply) -> None:
+    def _judge(self, refuse: Refuse | None, reply: Reply) -> None:
         """Say at the headers whether the body is wanted."""
         headers, cap = reply.headers, self.limits.max_bytes
         length = int(headers.get("content-length", "0"))
@@ -122,7 +137,7 @@ class HttpTransport:
             reply.skip()
             if length > MOST_SKIPPED_BYTES:
                 reply.end()
-        elif media and self.options.opted_out(headers):
+        elif refuse is not None and refuse(headers):
             reply.end()
         elif headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             reply.end(Failure("bad_encoding", f"Content-Encoding {headers['content-encoding'][:80]}, identity was asked"))

@@ -121,6 +121,12 @@ class Pool:
         self.busy.add(connection)
         return connection
 
+    async def address(self, target: Target) -> str:
+        """Return the first address of a target, "" behind a proxy and where an allowance says where a name is dialled."""
+        if self.proxy is not None or (not target.is_address and self.guard.place_of(target.host) is not None):
+            return ""
+        return (await self._places(target))[0][0]
+
     async def close(self) -> None:
         """End every connection and wait until each is gone."""
         self.names.close()
