@@ -23,6 +23,8 @@ from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
+Refuse = Callable[[Mapping[str, str]], str | None]
+_MOST_SKIPPED_S = 1.0
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 _OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
 
@@ -51,7 +53,7 @@ class HttpTransport:
     """Fetches one url a call; as many at once as there may be connections."""
 
     def __init__(self, pool: Pool, agent: str, options: Options) -> None:
-        self.pool, self.limits, self.options = pool, pool.limits, options
+        self.pool, self.limits = pool, pool.limits
         self.num_requests = 0
         self.num_bytes = 0
         usual = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
@@ -67,7 +69,12 @@ class HttpTransport:
     async def get(
         self, url: str, *, media: bool = True, refuse: Refuse | None = None, headers: Mapping[str, str] | None = None
     ) -> Fetched | Failure:
-        """Fetch one url within the limits; an opt-out is for media, a robots.txt is read in any case."""
+        """Fetch one url within the limits.
+
+        media    false for robots.txt and its like, which are read in any case
+        refuse   says which header of media opts out, if one does; the body is then not read
+        headers  sent with this request, besides the transport's own; never shown
+        """
         self.num_requests += 1
         judge = functools.partial(self._judge, (refuse or opt_out) if media else None)
         async with self._turns:
@@ -80,10 +87,6 @@ class HttpTransport:
                 reply.end(self._late() if late else _failure(error))
         return self._answer(url, reply)
 
-    async def address(self, host: str) -> str:
-        """Return the address that a host name will be dialled at, "" where that is not known or was chosen by an allowance."""
-        return await self.pool.address(host)
-
     def start(self) -> None:
         """Start the clocks."""
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
@@ -93,6 +96,13 @@ class HttpTransport:
         if self._timer is not None:
             self._timer.cancel()
         await self.pool.close()
+
+    async def address(self, host: str) -> str:
+        """Return the address at which a host is dialled first, "" where that is not known or was set by an allowance."""
+        try:
+            return await self.pool.address(Target.of(f"http://[{host}]/" if ":" in host else f"http://{host}/"))
+        except (Blocked, Unresolved, OSError, ValueError):
+            return ""
 
     async def _ask(self, target: Target, request: bytes, reply: Reply) -> None:
         connection = self.pool.take(target)
@@ -111,13 +121,13 @@ class HttpTransport:
                 reply.again()
                 connection = None
 
-    def _request(self, target: Target, further: Mapping[str, str] | None) -> bytes:
-        headers = self._own.get(target.host, self._usual)
-        if further:
-            headers += _lines(target.host, further)
+    def _request(self, target: Target, headers: Mapping[str, str] | None) -> bytes:
+        lines = self._own.get(target.host, self._usual)
+        if headers:
+            lines += _lines(target.host, headers, {})
         if self.pool.proxy is None or target.scheme == "https":
-            return target.request(headers)
-        return target.request(headers + self.pool.proxy.told, absolute=True)
+            return target.request(lines)
+        return target.request(lines + self.pool.proxy.told, absolute=True)
 
     def _judge(self, refuse: Refuse | None, reply: Reply) -> None:
         """Say at the headers whether the body is wanted."""
@@ -151,7 +161,7 @@ class HttpTransport:
             reply = connection.reply
             failure = self._overdue(reply, now_s) if reply is not None else None
             if reply is not None and failure is not None:
-                reply.end(None if reply.skipped else failure)
+                reply.end(None if reply.skipped else failure)  # of what is skipped, the status is answer enough
         self._looked_s = now_s
         self.pool.sweep(now_s)
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._look)
@@ -166,6 +176,8 @@ class HttpTransport:
         if not reply.in_body:
             late = now_s - reply.asked_s > limits.headers_s
             return Failure("timeout_headers", f"no headers after {limits.headers_s:g} s") if late else None
+        if reply.skipped:
+            return self._late() if now_s - reply.body_from_s > _MOST_SKIPPED_S else None
         if now_s - reply.last_s > limits.idle_s:
             return Failure("timeout_idle", f"nothing for {limits.idle_s:g} s")
         body_s = now_s - reply.body_from_s

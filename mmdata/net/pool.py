@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmdata.errors import ConfigError
 from mmdata.net.answers import Failure
-from mmdata.net.dns import NameCache, Unresolved, literal
+from mmdata.net.dns import NameCache, Unresolved
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
 from mmdata.net.target import Key, Target
@@ -121,17 +121,11 @@ class Pool:
         self.busy.add(connection)
         return connection
 
-    async def address(self, host: str) -> str:
-        """Return where a host name leads, "" where that cannot be told, or an allowance or a proxy leads elsewhere."""
-        if self.proxy is not None or self.guard.place_of(host) is not None:
+    async def address(self, target: Target) -> str:
+        """Return the first address of a target, "" behind a proxy and where an allowance says where a name is dialled."""
+        if self.proxy is not None or (not target.is_address and self.guard.place_of(target.host) is not None):
             return ""
-        try:
-            if (found := literal(host)) is not None:
-                return found
-            self.guard.check_name(host, 443)
-            return (await self.names.lookup(host))[0]
-        except (Blocked, Unresolved, OSError, ValueError):
-            return ""
+        return (await self._places(target))[0][0]
 
     async def close(self) -> None:
         """End every connection and wait until each is gone."""

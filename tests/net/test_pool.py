@@ -12,6 +12,7 @@ import pytest
 from mmdata.errors import ConfigError
 from mmdata.net import Failure, Fetched, Guard
 from mmdata.net.client import Options, open_transport
+from mmdata.net.dns import TableResolver
 from tests.net.asking import QUICK, ask, ask_at_once, outcome
 from tests.net.behaviours import jpeg
 from tests.net.hostile import HostileServer, http
@@ -160,6 +161,34 @@ def test_a_header_that_is_no_header_is_refused_without_showing_it(own: dict[str,
     with pytest.raises(ConfigError, match=r"(?s)headers for a\.test: .* cannot be set") as caught:
         ask(HostileServer(None), [], options=Options(headers={"a.test": own}))
     assert "Host: b" not in str(caught.value)
+
+
+def test_headers_of_one_request_are_sent_with_that_alone(hostile: HostileServer) -> None:
+    async def work() -> None:
+        async with open_transport(Guard(hostile.allow), QUICK, "mmdata/0.1", 4) as transport:
+            await transport.get(hostile.url("/ok"), headers={"Authorization": "Bearer secret"})
+            await transport.get(hostile.url("/ok"))
+            refused = await transport.get(hostile.url("/ok"), headers={"X": "secret\r\nY: z"})
+            assert isinstance(refused, Failure)
+            assert "secret" not in repr(refused)
+
+    asyncio.run(work())
+    assert [hit.headers.get("authorization") for hit in hostile.hits] == ["Bearer secret", None]
+
+
+def test_where_a_host_is_dialled_can_be_asked() -> None:
+    resolver = TableResolver({"a.example": [["8.8.8.8", "8.8.4.4"]]})
+
+    async def work() -> None:
+        async with open_transport(
+            Guard(("*.demo.test=127.0.0.1:8080",)), QUICK, "mmdata/0.1", 4, Options(resolver=resolver)
+        ) as transport:
+            hosts = ["a.example", "A.example.", "nothing.example", "1.2.3.4", "::1", "x.demo.test", "metadata", "a b", ""]
+            found = [await transport.address(host) for host in hosts]
+        assert found == ["8.8.8.8", "8.8.8.8", "", "1.2.3.4", "::1", "", "", "", ""]
+        assert resolver.asked == ["a.example", "nothing.example"]
+
+    asyncio.run(work())
 
 
 def test_a_host_may_be_told_another_user_agent(hostile: HostileServer) -> None:
