@@ -22,10 +22,10 @@ from mmdata.net.sites import SiteRules, Sites
 from mmdata.net.urls import REDIRECTS, Target, parse_url, redirect_of
 
 # Outcomes that another try may turn into `ok`: worth a later pass, or `retry` on another day.
-TRANSIENT = frozenset({
+TRANSIENT = (
     "dns", "timeout_connect", "timeout_headers", "timeout_idle", "timeout_total", "too_slow", "conn_reset", "short_body",
     "http_5xx", "throttled",
-})  # fmt: skip
+)  # fmt: skip
 # Those tried again soon; the others would cost their whole deadline again, or give the same answer.
 _RETRIED = ("conn_reset", "short_body", "http_5xx", "throttled")
 # Rules by which a host is left alone for now: another try would only meet them again.
