@@ -11,11 +11,13 @@ import argparse
 import importlib
 import io
 import os
+import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,9 +249,9 @@ def main() -> None:
     print(text)
     if not options.quick:
         command = f"python -m benchmarks.decode {options.set.name} --num {options.num} --runs {options.runs}"
-        stamp = (
-            f"Made by `{command}`: {len(images)} JPEGs, CPU seconds of one thread, medians of {options.runs} alternating runs."
-        )
+        machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, 2 shared cores"
+        how = f"{len(images)} JPEGs, CPU seconds of one thread, medians of {options.runs} alternating runs"
+        stamp = f"Made by `{command}` on {datetime.now(UTC):%Y-%m-%d}, {machine}: {how}."
         page = HERE / "results" / f"decode-{options.set.name}.md"
         page.write_text(f"# decode: {options.set.name}\n\n{stamp}\n\n{text}\n", encoding="utf-8")
 

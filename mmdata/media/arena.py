@@ -6,7 +6,6 @@ shrink the memory, so it cannot take pages away from under the parent; pages cou
 give theirs back; every number that the other side wrote is checked before it is followed.
 """
 
-import fcntl
 import json
 import mmap
 import os
@@ -106,6 +105,8 @@ def _anonymous_file() -> int:
             fd = os.dup(file.fileno())
         os.ftruncate(fd, SIZE)
         return fd
+    import fcntl  # not on Windows, where corpora are read without a jail
+
     fd = os.memfd_create("mmdata-jail", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, SIZE)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

@@ -7,7 +7,6 @@ the rest goes to a new child. What it says is untrusted: places, sizes and outco
 
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ _OUTCOMES = {
     "not_media", "unsupported_format", "truncated_media", "too_many_pixels", "decode_error", "decoder_oom",
     "image_too_small", "image_area_too_large", "aspect_ratio_too_large",
 }  # fmt: skip
-_SIGNALS = {-signal.SIGKILL: "decoder_oom", -signal.SIGALRM: "decoder_timeout"}
+_SIGNALS = {-9: "decoder_oom", -14: "decoder_timeout"}  # SIGKILL by the kernel, SIGALRM by its own timer
 _ENDS = {
     "decoder_timeout": "not decoded within {} s",
     "decoder_oom": "the decoder was killed for memory",

@@ -21,7 +21,8 @@ _ALLOW, _REFUSE, _ABSENT, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _X32_BIT = 0x40000000
 
-# The calls that computing in memory, waiting and answering need; numbers of x86-64 and of the common table (aarch64).
+# The calls that computing in memory, waiting and answering need, none of which can reach another process; numbers of x86-64
+# and of the common table (aarch64).
 _CALLS = {
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "lseek": (8, 62), "close": (3, 57),
     "fstat": (5, 80), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216),
@@ -29,9 +30,9 @@ _CALLS = {
     "sigaltstack": (131, 132), "futex": (202, 98), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
     "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114),
     "gettimeofday": (96, 169), "getrandom": (318, 278), "getpid": (39, 172), "gettid": (186, 178), "exit": (60, 93),
-    "exit_group": (231, 94), "getrlimit": (97, 163), "prlimit64": (302, 261), "set_robust_list": (273, 99),
+    "exit_group": (231, 94), "set_robust_list": (273, 99),
     "setitimer": (38, 103),
-    "rseq": (334, 293), "tgkill": (234, 131), "restart_syscall": (219, 128),
+    "rseq": (334, 293), "restart_syscall": (219, 128),
 }  # fmt: skip
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}

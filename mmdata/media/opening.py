@@ -112,7 +112,8 @@ def open_image(data: bytes) -> Opened:
     with _as_outcomes():
         if kind not in ("jpeg", "mpo"):
             image.load()  # PNG may hold its EXIF behind the pixels
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        told = any(image.info.get(name) for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+        orientation = image.getexif().get(_ORIENTATION, 1) if told else 1
     size = image.size
     return Opened(data, image, kind, size, orientation if orientation in range(1, 9) else 1)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import socket
 import struct
 import time
@@ -56,6 +57,13 @@ def execute(path: str) -> None:
     os.execv("/bin/sh", ["/bin/sh", "-c", f"touch {path}"])
 
 
+def kill_parent(_: str) -> None:
+    """Ask by the call that names a thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(234 if platform.machine() == "x86_64" else 131, os.getppid(), os.getppid(), 9) != 0:
+        raise PermissionError(ctypes.get_errno())
+
+
 def lie(what: str) -> None:
     """Write an answer that cannot be true, over the answers' head or beside it."""
     memory, text = _memory(), b"[" * 100_000
@@ -88,7 +96,7 @@ _ACTS: dict[str, Callable[[str], object]] = {
     "segv": lambda _: ctypes.string_at(8), "loop": loop, "stuck": stuck, "allocate": allocate, "connect": connect, "fork": fork,
     "open": lambda path: Path(path).read_bytes(), "write": lambda path: Path(path).write_bytes(b"x"), "execute": execute,
     "lie": lie, "shout": shout, "shrink": shrink, "exit": lambda code: os._exit(int(code)),
-    "kill": lambda _: os.kill(os.getpid(), 9), "parent": lambda _: os.kill(os.getppid(), 9),
+    "kill": lambda _: os.kill(os.getpid(), 9), "thread": kill_parent, "parent": lambda _: os.kill(os.getppid(), 9),
 }  # fmt: skip
 _FOUND: list[arena.Arena] = []
 

@@ -80,7 +80,7 @@ def test_a_decoder_that_loops_costs_one_image_and_is_gone_in_time() -> None:
         with pytest.raises(RecordError, match="not decoded within 1 s") as caught:
             jail.transcode(told("loop"), RESIZE)
         assert caught.value.outcome == "decoder_timeout"
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 6
         assert child is not None
         assert child.poll() is not None
         found = outcomes(jail.transcode_all(batch_with("loop", 3, 6), RESIZE))
@@ -120,7 +120,7 @@ def test_files_sockets_and_processes_are_denied(tmp_path: Path) -> None:
         canary.settimeout(0.2)
         orders = [
             f"open {secret}", f"write {made}", f"connect 127.0.0.1:{canary.getsockname()[1]}", "fork", f"execute {made}",
-            "parent", "shrink",
+            "parent", "thread", "shrink",
         ]  # fmt: skip
         results = jail.transcode_all([told(order) for order in orders], RESIZE)
         with pytest.raises(TimeoutError):
