@@ -149,8 +149,8 @@ def _download(flags: Flags) -> dict[str, Any]:
     asked = flags.changed()
     always = ("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format")
     fields = {name: getattr(flags, name) for name in _IMAGE_FLAGS if name in always or name in asked}
-    if flags.encode_format == "png":  # there it says how hard to compress, which costs no pixel
-        fields["encode_quality"] = max(1, min(flags.encode_quality, 9))
+    if flags.encode_format == "png" and "encode_quality" not in asked:
+        del fields["encode_quality"]  # for png it says how hard to compress, and has a default of its own
     if flags.bbox_col is not None:
         fields["bbox_col"] = flags.bbox_col
     for name in fields:
