@@ -41,7 +41,7 @@ class Request:
                  `sample_id` and `caption`
     first_shard  number of the first shard
     samples      number_sample_per_shard; null = img2dataset's default, or what the largest partition needs
-    check        column of SHA-256 digests that the downloaded bytes must have
+    check        column of digests that the downloaded bytes must have, of the layout's hash
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -198,7 +198,9 @@ class _Part:
         item = replace(result.item, columns=own)
         if result.payload is None:
             return item
-        if self.request.check is not None and values[self.request.check] != item.sha256:
+        if self.request.check is not None and self.request.layout.compute_hash != "sha256":
+            item = replace(item, sha256=values[self.request.check])  # the download has checked it
+        elif self.request.check is not None and values[self.request.check] != item.sha256:
             return Item(own, *words("hash_mismatch"))
         data = fetch_payload(self.view.run.store, result.payload)
         return replace(item, data=data, suffix=self.request.layout.encode_format)  # as img2dataset, whatever the bytes are
