@@ -62,10 +62,13 @@ class Guard:
 
     def __init__(self, allow: tuple[str, ...] = ()) -> None:
         self.allowances = tuple(Allowance.parse(text) for text in allow)
+        self._places = {(a.address, a.port) for a in self.allowances}
+        self._ports = {a.port for a in self.allowances}
+        self._names = [(a.name, (a.address, a.port)) for a in self.allowances if a.name]
 
     def check(self, address: str, port: int) -> None:
         """Raise Blocked unless this address and port may be dialled."""
-        if any((a.address, a.port) == (address, port) for a in self.allowances):
+        if (address, port) in self._places:
             return
         if not is_public(address):
             raise Blocked("blocked_address", f"{address} is not a public address")
@@ -76,7 +79,7 @@ class Guard:
         """Raise Blocked for a name or port that is refused whatever its address: names of private networks' services."""
         if name in _PRIVATE_NAMES or name.endswith(_PRIVATE_SUFFIXES):
             raise Blocked("blocked_address", f"{name} names a service of a private network")
-        if port not in PORTS and all(a.port != port for a in self.allowances):
+        if port not in PORTS and port not in self._ports:
             raise Blocked("blocked_port", f"port {port} is not 80 or 443")
 
     def socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
@@ -87,8 +90,8 @@ class Guard:
 
     def place_of(self, name: str) -> tuple[str, int] | None:
         """Return where a name is dialled by an allowance, if one names it."""
-        hit = next((a for a in self.allowances if a.name and fnmatch(name.lower().rstrip("."), a.name)), None)
-        return (hit.address, hit.port) if hit else None
+        name = name.lower().rstrip(".")
+        return next((place for pattern, place in self._names if fnmatch(name, pattern)), None)
 
 
 def is_public(address: str) -> bool:

@@ -17,6 +17,8 @@ from mmdata.stages.url_list import InputFormat, UrlList
 
 _FILTERS = {"bilinear": "linear", "bicubic": "cubic", "lanczos4": "lanczos"}
 _DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+# Whether the download itself checks hashes; without that the export does, and knows SHA-256 alone.
+_CHECKS = "verify_hash" in Download.model_fields
 # Flags of how images are made that the download stage takes by the same name.
 _IMAGE_FLAGS = (
     "image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format", "skip_reencode",
@@ -100,8 +102,6 @@ class Flags(Model):
 _REFUSED: tuple[tuple[str, Any, str, str], ...] = (
     ("output_format", ("tfrecord",), "TFRecord files are not written", "write `webdataset`, `files` or `parquet`"),
     ("output_format", ("dummy",), "a download that stores nothing is not made", "measure with `--output_format webdataset`"),
-    ("compute_hash", ("md5", "sha512"), "the run records SHA-256 of what was downloaded, no other hash",
-     "leave it at sha256, or give None"),
     ("distributor", ("pyspark",), "there is no Spark executor", "`--distributor ray` runs on a Ray cluster"),
 )  # fmt: skip
 # Flags that mean nothing here; they change no result.
@@ -119,8 +119,9 @@ def check(flags: Flags) -> list[str]:
     for name, values, why, instead in _REFUSED:
         if getattr(flags, name) in values:
             raise ConfigError(f"--{name} {getattr(flags, name)}: {why}", hint=instead)
-    if flags.verify_hash is not None and flags.verify_hash[1] != flags.compute_hash:
-        raise ConfigError(f"--verify_hash {flags.verify_hash[1]}: not the hash that is computed", hint="only sha256 is")
+    _check_hash(flags)
+    if flags.bbox_col is not None:
+        raise ConfigError("--bbox_col: boxes are not read from lists of urls", hint="`download: {bbox_col: ...}` in a plan blurs")
     if "://" in flags.url_list:
         raise ConfigError(f"--url_list {flags.url_list}: lists are read from a local disk", hint="copy it here")
     if flags.disallowed_header_directives is not None and not set(_DIRECTIVES) <= set(flags.disallowed_header_directives):
@@ -130,6 +131,19 @@ def check(flags: Flags) -> list[str]:
         )
     told = [f"--{name}: {why}" for name, why in _PASSED_OVER.items() if name in flags.changed()]
     return [*told, "robots.txt and every opt-out are obeyed, and hosts are asked politely; img2dataset does neither"]
+
+
+def _check_hash(flags: Flags) -> None:
+    """Refuse a hash that nobody works out. One that the list holds and the download checks is known without that."""
+    if flags.verify_hash is not None and flags.verify_hash[1] != flags.compute_hash:
+        raise ConfigError(
+            f"--verify_hash {flags.verify_hash[1]}: not the hash of --compute_hash", hint="img2dataset asks for both"
+        )
+    if flags.compute_hash in ("md5", "sha512") and (flags.verify_hash is None or not _CHECKS):
+        raise ConfigError(
+            f"--compute_hash {flags.compute_hash}: the run records SHA-256 of what was downloaded, no other hash",
+            hint="leave it at sha256, give None, or check it against a column of the list with --verify_hash",
+        )
 
 
 def plan_of(flags: Flags) -> Plan:
@@ -149,10 +163,10 @@ def _download(flags: Flags) -> dict[str, Any]:
     asked = flags.changed()
     always = ("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format")
     fields = {name: getattr(flags, name) for name in _IMAGE_FLAGS if name in always or name in asked}
-    if flags.encode_format == "png":  # there it says how hard to compress, which costs no pixel
-        fields["encode_quality"] = max(1, min(flags.encode_quality, 9))
-    if flags.bbox_col is not None:
-        fields["bbox_col"] = flags.bbox_col
+    if flags.encode_format == "png" and "encode_quality" not in asked:
+        del fields["encode_quality"]  # for png it says how hard to compress, and has a default of its own
+    if flags.verify_hash is not None and _CHECKS:
+        fields["verify_hash"] = dict(zip(("column", "kind"), flags.verify_hash, strict=True))
     for name in fields:
         if name not in Download.model_fields:
             raise ConfigError(f"--{name}: the download stage cannot do this", hint="`engine: img2dataset` in a plan can")

@@ -7,7 +7,7 @@ written anew only when what it is made from has changed; its parquet's footer na
 
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.plan import Step, written
 from mmdata.schema import BASE_NAMES, OUTCOME, PAYLOAD_COLUMN, ROW
 from mmdata.shards.img2dataset import RESERVED, Item, Layout, Shard, counted_in
-from mmdata.shards.units import fetch_payload, suffix_of
+from mmdata.shards.units import fetch_payload
 from mmdata.shards.words import NOT_DOWNLOADED, SUCCESS, words
 from mmdata.storage import Store, digest_json, open_store
 
@@ -41,7 +41,7 @@ class Request:
                  `sample_id` and `caption`
     first_shard  number of the first shard
     samples      number_sample_per_shard; null = img2dataset's default, or what the largest partition needs
-    check        column of SHA-256 digests that the downloaded bytes must have
+    check        column of digests that the downloaded bytes must have, of the layout's hash
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -66,8 +66,10 @@ class Exported:
         return f"{self.successes:,} of {self.rows:,} rows downloaded; {self.written} shards written{there}"
 
 
-def export_img2dataset(url: str, out: str, request: Request | None = None) -> Exported:
+def export_img2dataset(url: str, out: str, request: Request | None = None, written: Collection[int] = ()) -> Exported:
     """Write the newest finished generation of a run to a folder, and say what came of it.
+
+    written  numbers of partitions that this call's caller has written already, and that count as such
 
     Partitions that the run gave up are left out. Raises ConfigError when the run has not ended or has no download, or `out` is a
     run folder itself.
@@ -83,6 +85,7 @@ def export_img2dataset(url: str, out: str, request: Request | None = None) -> Ex
         if head is None:  # it was given up
             continue
         fresh, stats = export.write(partition)
+        fresh = fresh or partition.number in written
         for place, number in enumerate((fresh, not fresh, stats["rows"], stats["successes"])):
             totals[place] += number
     return Exported(*totals)
@@ -99,7 +102,10 @@ class Export:
         self.step = _download(self.generation)
         self.keys = run.keys(number)
         samples = request.samples or counted_in(max((part.rows for part in self.generation.partitions), default=0))
-        self.request = replace(request, samples=samples, columns=_columns(self.generation, request.columns))
+        columns = _columns(self.generation, request.columns)
+        made = {"encode_format": getattr(self.step.stage, "encode_format", request.layout.encode_format)}
+        layout = request.layout.model_copy(update=made)
+        self.request = replace(request, layout=layout, samples=samples, columns=columns)
 
     def ready(self, partition: Partition) -> bool:
         """Say whether a partition was downloaded, although the run may not have ended."""
@@ -192,10 +198,12 @@ class _Part:
         item = replace(result.item, columns=own)
         if result.payload is None:
             return item
-        if self.request.check is not None and values[self.request.check] != item.sha256:
+        if self.request.check is not None and self.request.layout.compute_hash != "sha256":
+            item = replace(item, sha256=values[self.request.check])  # the download has checked it
+        elif self.request.check is not None and values[self.request.check] != item.sha256:
             return Item(own, *words("hash_mismatch"))
         data = fetch_payload(self.view.run.store, result.payload)
-        return replace(item, data=data, suffix=suffix_of(data))
+        return replace(item, data=data, suffix=self.request.layout.encode_format)  # as img2dataset, whatever the bytes are
 
     def _rows(self) -> np.ndarray:
         """Return the rows that the download looked at, and those that were bad before: all of its row space."""

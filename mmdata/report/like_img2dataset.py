@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,9 +45,9 @@ class Job:
             self._clear()
         first = self.first_shard
         home = self.root / HOME / str(first)
-        with _following(RunStore(str(home)), str(self.root), self._request(first)):
+        with _following(RunStore(str(home)), str(self.root), self._request(first)) as written:
             result = Runner(plan, str(home), self.allow).execute(executor)
-        exported = export_img2dataset(str(home), str(self.root), self._request(first))
+        exported = export_img2dataset(str(home), str(self.root), self._request(first), written)
         if not result.failed:
             RunStore(str(home)).store.put(_DONE, b"")
         return result, exported
@@ -93,30 +93,33 @@ class Job:
 
 
 @contextmanager
-def _following(run: RunStore, out: str, request: Request) -> Iterator[None]:
-    """Write the shards of partitions as they are downloaded, as long as the context is open."""
+def _following(run: RunStore, out: str, request: Request) -> Iterator[set[int]]:
+    """Write the shards of partitions as they are downloaded, as long as the context is open; give the numbers of these."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(run, out, request, stop), name="export", daemon=True)
+    written: set[int] = set()
+    follow = partial(_follow, run, out, request, stop, written)
+    thread = threading.Thread(target=follow, name="export", daemon=True)
     thread.start()
     patience_s: float | None = JOIN_S  # a run that was stopped does not wait for a shard
     try:
-        yield
+        yield written
         patience_s = None
     finally:
         stop.set()
         thread.join(patience_s)
 
 
-def _follow(run: RunStore, out: str, request: Request, stop: threading.Event) -> None:
+def _follow(run: RunStore, out: str, request: Request, stop: threading.Event, written: set[int]) -> None:
     """Look every few seconds. Trouble is left to the export at the end, which says it."""
-    written: set[int] = set()
+    seen: set[int] = set()
     export: Export | None = None
     while not stop.wait(LOOK_S):
         with suppress(MmdataError, OSError, pa.ArrowException):
             number = max(run.generations(), default=0)
             if number and (export is None or export.generation.number != number):
-                export, written = Export(run, number, out, request), set()
+                export, seen = Export(run, number, out, request), set()
             for partition in export.generation.partitions if export is not None else ():
-                if not stop.is_set() and partition.number not in written and export is not None and export.ready(partition):
-                    export.write(partition)
-                    written.add(partition.number)
+                if not stop.is_set() and partition.number not in seen and export is not None and export.ready(partition):
+                    seen.add(partition.number)
+                    if export.write(partition)[0]:
+                        written.add(partition.number)

@@ -43,7 +43,7 @@ class Layout(Model):
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     oom_shard_count: Annotated[int, Field(ge=1, le=12)] = 5
     extract_exif: bool = True
-    compute_hash: Literal["sha256"] | None = "sha256"
+    compute_hash: Literal["md5", "sha256", "sha512"] | None = "sha256"
 
     def fields(self, columns: tuple[pa.Field, ...]) -> tuple[pa.Field, ...]:
         """Return the parquet's fields: the list's own columns, then what became of each row."""
@@ -63,7 +63,7 @@ _RESULTS = (
 
 @dataclass(frozen=True)
 class Item:
-    """What happened to one row: `data` is what is stored, null for a failure."""
+    """What happened to one row: `data` is what is stored, null for a failure; `sha256` is the layout's hash, if another."""
 
     columns: dict[str, object]
     status: str

@@ -12,8 +12,6 @@ SUCCESS = "success"
 NOT_DOWNLOADED = "failed_to_download"
 NOT_RESIZED = "failed_to_resize"
 
-# What its resizer says of the original's size; decoders that judge it say so in the same words.
-JUDGED = ("image too small", "image area too large", "aspect ratio too large")
 DECODE = "Image decoding error"
 _LOOP = (
     "HTTP Error 302: The HTTP server returned a redirect error that would lead to an infinite loop.\n"
@@ -53,9 +51,10 @@ WORDS: dict[str, tuple[str, str | None]] = {
     "decoder_timeout": (NOT_RESIZED, "decoder_timeout"),
     "decoder_oom": (NOT_RESIZED, "decoder_oom"),
     "decoder_crashed": (NOT_RESIZED, "decoder_crashed"),
-    "image_too_small": (NOT_RESIZED, JUDGED[0]),
-    "image_area_too_large": (NOT_RESIZED, JUDGED[1]),
-    "aspect_ratio_too_large": (NOT_RESIZED, JUDGED[2]),
+    # What a user did not want of the original; the decoder says it by these names.
+    "image_too_small": (NOT_RESIZED, "image too small"),
+    "image_area_too_large": (NOT_RESIZED, "image area too large"),
+    "aspect_ratio_too_large": (NOT_RESIZED, "aspect ratio too large"),
     "hash_mismatch": (NOT_DOWNLOADED, "hash mismatch"),
     # Never a download's: the row was fetched, or was never asked for.
     "split": (NOT_DOWNLOADED, "split"),
@@ -70,8 +69,8 @@ _CODE = re.compile(r"\bHTTP (\d{3})\b")
 _MEANT: tuple[tuple[str, str], ...] = (
     ("Use of image disallowed", "opted_out"), ("hash mismatch", "hash_mismatch"), ("HTTP Error 429", "throttled"),
     ("HTTP Error 4", "http_4xx"), ("HTTP Error 5", "http_5xx"), ("HTTP Error 3", "redirect_limit"),
-    (JUDGED[0], "image_too_small"), (JUDGED[1], "image_area_too_large"), (JUDGED[2], "aspect_ratio_too_large"),
-    ("<urlopen error timed out", "timeout_connect"),
+    ("image too small", "image_too_small"), ("image area too large", "image_area_too_large"),
+    ("aspect ratio too large", "aspect_ratio_too_large"), ("<urlopen error timed out", "timeout_connect"),
     ("The read operation timed out", "timeout_idle"), ("timed out", "timeout_headers"),
     ("<urlopen error [SSL", "tls"), ("[SSL", "tls"), ("<urlopen error [Errno -", "dns"), ("<urlopen error no host", "bad_row"),
     ("<urlopen error unknown url type", "blocked_scheme"), ("unknown url type", "bad_row"), ("IncompleteRead", "short_body"),
@@ -81,11 +80,11 @@ _MEANT: tuple[tuple[str, str], ...] = (
 
 
 def words(outcome: str, detail: str = "") -> tuple[str, str | None]:
-    """Return img2dataset's `(status, error_message)` for an outcome of `mmdata.schema.OUTCOMES`.
+    """Return img2dataset's `(status, error_message)` for an outcome; one that is not in WORDS is its own message.
 
-    detail  what the fetcher or the decoder said of it; only a status code, a refusal or a judgement of size is taken from it
+    detail  what the fetcher said of it; only a status code or a refused connection is taken from it
     """
-    status, message = WORDS[outcome]
+    status, message = WORDS.get(outcome, (NOT_DOWNLOADED, outcome))
     if message == "HTTP":
         return status, _http_error(detail, outcome)
     if outcome == "conn_reset" and _REFUSAL.search(detail):

@@ -33,6 +33,7 @@ _DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 _RESULTS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256")
 _LOST = {"status": NOT_RESIZED, "error_message": "Image decoding error"}  # it leaves out rows whose handling raised
 _MARGIN_S = 2.0
+_PNG_EFFORT = 6
 
 
 class Promise(NamedTuple):
@@ -204,9 +205,10 @@ class _Job:
 
     def _order(self, scratch: Path, num: int) -> dict[str, Any]:
         stage = self.stage
-        resize = {name: getattr(stage, name) for name in Resize.model_fields}
-        if stage.encode_quality is None:
-            resize["encode_quality"] = 6 if stage.encode_format == "png" else 95  # for png it says how hard to compress
+        given = {name: getattr(stage, name) for name in Resize.model_fields}
+        resize = {name: value for name, value in given.items() if value is not None}
+        if stage.encode_format == "png":  # there it says how hard to compress
+            resize["encode_quality"] = min(resize.get("encode_quality", _PNG_EFFORT), 9)
         fetch = {
             "thread_count": stage.connections, "timeout": stage.timeout_s, "retries": stage.retries,
             "user_agent_token": stage.user_agent_token, "output_folder": str(scratch / "out"),

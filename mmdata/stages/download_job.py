@@ -11,9 +11,8 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from typing import Any
 import pyarrow as pa
 
 from mmdata.media import Jail
-from mmdata.net import TRANSIENT, Failure, Fetched, Transport, open_fetcher
+from mmdata.net import TRANSIENT, Failure, Fetched, Fetcher, open_fetcher
 from mmdata.schema import OUTCOME, PAYLOAD_COLUMN
 from mmdata.shards.img2dataset import Item, Shard, counted_in
 from mmdata.shards.words import words
 from mmdata.stages.download_facts import facts_of, write_facts
-from mmdata.stages.download_kitchen import Dish, Gated, Kitchen
+from mmdata.stages.download_kitchen import Dish, Kitchen
 from mmdata.stages.verbs import Batch
 
+WAITING_BYTES = 64 << 20  # of bodies that wait for a decoder
 _BATCH, _BATCH_BYTES = 32, 8 << 20
 _PAUSE_S = 1.0
 # Asked about again by a later pass; the others would cost their whole deadline once more.
@@ -59,7 +59,7 @@ class DownloadJob:
         self.columns: list[dict[str, Any]] = [{} for _ in self.rows]
         self.facts: dict[int, dict[str, Any]] = {}
         self.number = 0
-        self._spooled = 0
+        self._spooled = self._waiting = 0
 
     def run(self) -> pa.Table:
         """Download everything, write the shard, and return the columns."""
@@ -100,36 +100,26 @@ class DownloadJob:
     async def _pass(self, todo: Mapping[str, list[int]], spool: int) -> None:
         """Ask about every url once, and decode what comes as it comes."""
         bodies: asyncio.Queue[tuple[list[int], Fetched] | None] = asyncio.Queue()
-        gates: list[Gated] = []
-
-        @asynccontextmanager
-        async def gated() -> AsyncIterator[Transport]:
-            async with self.kitchen.transport() as transport:
-                gates.append(Gated(transport))
-                yield gates[0]
-
-        async with open_fetcher(gated(), self.kitchen.policy, self.kitchen.hosts) as fetcher:
+        async with open_fetcher(self.kitchen.transport(), self.kitchen.policy, self.kitchen.hosts) as fetcher:
 
             async def one(url: str, indices: list[int]) -> None:
                 answer = await fetcher.fetch(url)
                 self.facts.update(dict.fromkeys(indices, facts_of(answer, self.number + 1)))
                 if (left := self._wanted(indices, answer)) and isinstance(answer, Fetched):
-                    gates[0].add(len(answer.body))
+                    self._wait(fetcher, len(answer.body))
                     bodies.put_nowait((left, answer))
 
             with ThreadPoolExecutor(len(self.kitchen.jails), "decode") as pool:
                 async with asyncio.TaskGroup() as cooks:
                     for jail in self.kitchen.jails:
-                        cooks.create_task(self._cook(jail, bodies, gates, pool, spool))
+                        cooks.create_task(self._cook(jail, bodies, fetcher, pool, spool))
                     async with asyncio.TaskGroup() as group:
                         for url, indices in todo.items():
                             group.create_task(one(url, indices))
                     for _ in self.kitchen.jails:
                         bodies.put_nowait(None)
 
-    async def _cook(
-        self, jail: Jail, bodies: asyncio.Queue[Any], gates: list[Gated], pool: ThreadPoolExecutor, spool: int
-    ) -> None:
+    async def _cook(self, jail: Jail, bodies: asyncio.Queue[Any], fetcher: Fetcher, pool: ThreadPoolExecutor, spool: int) -> None:
         """Take bodies in batches until there are no more."""
         loop = asyncio.get_running_loop()
         while (first := await bodies.get()) is not None:
@@ -145,7 +135,15 @@ class DownloadJob:
             made = await loop.run_in_executor(pool, self.kitchen.cook, jail, answers, boxes)
             for (indices, answer), dish in zip(batch, made, strict=True):
                 self._serve(indices, answer, dish, spool)
-            gates[0].add(-size)
+            self._wait(fetcher, -size)
+
+    def _wait(self, fetcher: Fetcher, num_bytes: int) -> None:
+        """Count bytes that wait for a decoder, or are done; while too many wait no request starts."""
+        self._waiting += num_bytes
+        if self._waiting >= WAITING_BYTES:
+            fetcher.hold()
+        else:
+            fetcher.go_on()
 
     def _serve(self, indices: list[int], answer: Fetched, dish: "Dish | Failure", spool: int) -> None:
         """Give every row of a url what was made of its body."""

@@ -1,10 +1,8 @@
 """What a worker keeps between the partitions it downloads: decoder children, and all that the plan's files say."""
 
-import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +13,10 @@ from mmdata.media import Jail, Transcoded, decode
 from mmdata.media.phash import phash
 from mmdata.net import Failure, Fetched, Guard, Policy, Transport
 from mmdata.net.client import Options, open_transport
-from mmdata.net.optout import Refuse
 from mmdata.stages.access import read_access
 from mmdata.stages.download import Download
 from mmdata.stages.verbs import WorkerContext
 from mmdata.storage import digest_json
-
-WAITING_BYTES = 64 << 20  # of bodies that wait for a decoder
 
 
 class Dish(NamedTuple):
@@ -81,33 +76,3 @@ class Kitchen:
             return dish
         rule = self.denied.of_look(phash(decode(dish.made.data)))  # bytes of our own making
         return dish if rule is None else Failure("denylisted", rule, rule=rule)
-
-
-class Gated:
-    """A transport that starts no request while too many bytes wait to be decoded."""
-
-    def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-        self._waiting = 0
-        self._room = asyncio.Event()
-        self._room.set()
-
-    def add(self, num_bytes: int) -> None:
-        """Count bytes that wait, or, if negative, that are done."""
-        self._waiting += num_bytes
-        if self._waiting < WAITING_BYTES:
-            self._room.set()
-        else:
-            self._room.clear()
-
-    async def get(
-        self, url: str, *, media: bool = True, refuse: Refuse | None = None, headers: Mapping[str, str] | None = None
-    ) -> Fetched | Failure:
-        """Fetch one url, once there is room for it."""
-        while not self._room.is_set():
-            await self._room.wait()
-        return await self.inner.get(url, media=media, refuse=refuse, headers=headers)
-
-    async def address(self, host: str) -> str:
-        """Return the address that a host name will be dialled at."""
-        return await self.inner.address(host)

@@ -294,7 +294,8 @@ def test_on_hold_nothing_starts_and_what_is_under_way_ends() -> None:
     async def run() -> tuple[int, int]:
         fetcher = Fetcher(transport, policy(QUICK, connections=2))
         jobs = [asyncio.ensure_future(fetcher.fetch(f"http://h{n}/x")) for n in range(10)]
-        await asyncio.sleep(0.02)
+        while len(transport.requests) < 2:
+            await asyncio.sleep(0.001)
         fetcher.hold()
         await asyncio.sleep(0.3)
         done = sum(job.done() for job in jobs)
