@@ -23,7 +23,6 @@ from mmdata.net.pool import Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
-Refuse = Callable[[Mapping[str, str]], str | None]
 _MOST_SKIPPED_S = 1.0
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 _OURS = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
