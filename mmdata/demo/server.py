@@ -44,8 +44,9 @@ class DemoServer(ThreadingHTTPServer):
 
     @property
     def num_media_requests(self) -> int:
-        """How many requests there were, robots.txt apart."""
-        return sum(count for path, count in self.requests.items() if not path.endswith("robots.txt"))
+        """How many requests there were, robots.txt and its like apart."""
+        manners = ("robots.txt", "tdmrep.json", "ai.txt")
+        return sum(count for path, count in self.requests.items() if not path.endswith(manners))
 
 
 class _Handler(BaseHTTPRequestHandler):

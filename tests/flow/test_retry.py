@@ -121,7 +121,7 @@ def test_only_what_failed_is_fetched_again_and_merged_in(tmp_path: Path, web: Mo
     runner = retry_runner(str(tmp_path / "run"), None, allow(web))
     assert [step.computed.least for step in runner.forecast().steps if step.stage == "download"] == [2]
     second = runner.execute(InlineExecutor(), quiet=True)
-    assert {name: num for name, num in web.asked.items() if name != "robots.txt"} == {"red": 1, "blue": 1}
+    assert {name: num for name, num in web.asked.items() if name in (*NAMES, "gone")} == {"red": 1, "blue": 1}
     assert (second.generation, second.funnel["kept"]) == (2, 5)
     assert second.computed["measure"] == 1
     after = bytes_of(tmp_path / "run/payload")
@@ -142,7 +142,7 @@ def test_a_run_after_a_retry_keeps_what_it_recovered_and_asks_nobody(tmp_path: P
     assert (stricter.funnel["kept"], web.asked) == (5, Counter())
     third = retry_runner(str(tmp_path / "run"), None, allow(web)).execute(InlineExecutor(), quiet=True)
     assert third.funnel["kept"] == 6
-    assert {name for name in web.asked if name != "robots.txt"} == {"blue"}
+    assert {name for name in web.asked if name in (*NAMES, "gone")} == {"blue"}
     assert {path.name for path in (tmp_path / "run/payload").rglob("download*")} == {"download", "download.r1", "download.r2"}
     freed = collect(str(tmp_path / "run"))
     assert freed.kept == [third.generation]
@@ -173,7 +173,7 @@ def test_a_retry_that_was_killed_goes_on_with_its_own_round(tmp_path: Path, web:
         sorted({"dns", "conn_reset", "http_5xx", "short_body", "throttled", "timeout_connect", "timeout_headers",
                 "timeout_idle", "timeout_total", "too_slow"})
     ]  # fmt: skip
-    assert {name for name in web.asked if name != "robots.txt"} < {"red", "blue", "black"}
+    assert {name for name in web.asked if name in (*NAMES, "gone")} < {"red", "blue", "black"}
 
 
 @pytest.mark.parametrize(("classes", "match"), [
