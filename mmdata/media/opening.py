@@ -52,6 +52,12 @@ class Opened(NamedTuple):
         return (self.size[1], self.size[0]) if self.orientation > 4 else self.size
 
     @property
+    def half_colour(self) -> bool:
+        """Whether this is a JPEG with its colours at half the resolution (4:2:0)."""
+        layers = getattr(self.image, "layer", ())
+        return len(layers) == 3 and [layer[1:3] for layer in layers] == [(2, 2), (1, 1), (1, 1)]
+
+    @property
     def plain(self) -> bool:
         """Whether the file's own bytes may stand for its pixels: upright sRGB, opaque, one frame, and nothing else said in it."""
         info = self.image.info

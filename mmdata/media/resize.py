@@ -22,7 +22,7 @@ class Resize(Model):
 
     - `linear`, `cubic` and `lanczos` do not alias when they make an image smaller: they are stretched by the ratio.
     - Images are upright, and `min_image_size`, `max_image_area` (px) and `max_aspect_ratio` look at the upright original.
-    - JPEG keeps its colours at full resolution (4:4:4). The files are about 30 % larger and 4 dB closer to the original.
+    - JPEG keeps its colours at full resolution (4:4:4) where it was resampled: files a quarter larger, and about 4 dB closer.
     - `decode`: `exact` lets a JPEG be decoded at 1/2, 1/4 or 1/8 where that leaves 1.5 times the asked size or more for the
       filter to work on; `fast` goes as near to the asked size as it can, and costs about 3 dB.
     - `skip_reencode` keeps the original bytes where they are of the asked format, nothing is to be changed, and they carry no
