@@ -36,7 +36,7 @@ stages:
   - text_rules: {min_chars: 6}
   - download: {image_size: 48, limits: {total_s: 20, host_interval_s: 0, retries: 0}}
   - measure
-  - keep: {column: bytes, at_least: 1200, nulls: keep}
+  - keep: {column: bytes, at_least: 1400, nulls: keep}
   - keep: {column: aspect, at_most: 1.6, nulls: keep}
   - dedupe: {by: raw_sha256}
   - keep: {column: width, at_least: 30, nulls: keep}

@@ -210,7 +210,7 @@ def test_only_run_folders_are_collected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("point", ["before-columns:2", "before-record:5", "before-pass:4", "before-unit:1", "before-corpus:1"])
 def test_what_is_not_finished_yet_goes_on(point: str, home: Path, server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, plan = home / "run", plan_of(home, ("at_least: 1200", "at_least: 100"))
+    folder, plan = home / "run", plan_of(home, ("at_least: 1400", "at_least: 100"))
     monkeypatch.setenv("FAILPOINT", f"{point}:raise")
     failpoint.reset()
     with suppress(OSError, RunError):
