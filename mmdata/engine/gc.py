@@ -150,6 +150,9 @@ def _unit(name: str) -> str:
         return name.partition(".")[0]
     if folder == "poison":
         return name.rpartition("/")[0]
+    if folder == "facts" and len(rest) == 2:  # of a payload shard: they live as long as it
+        place, _, shard = rest[1].removesuffix(".parquet").rpartition("-")
+        return f"payload/{rest[0]}/{place}/{shard}"
     return _SHARD_FILE.sub("", name) if folder == "payload" else name
 
 

@@ -137,12 +137,13 @@ class Runner:
     def _finish(self, generation: Generation, scheduler: Scheduler, corpus: str | None, made: Any) -> None:  # noqa: ANN401
         plan, total = generation.plan, funnel(list(scheduler.heads.values()))
         if corpus is not None and plan.sink is not None:
-            facts = Finish(plan.name, self.plan.digest, total, plan.licences, plan.meanings, made[2], plan.trusted)
+            facts = Finish(plan.name, self.plan.digest, total, plan.licences, plan.meanings, made[2], plan.trusted, plan.cautions)
             plan.sink.finish(self.run.store, corpus, made[1], facts)
         show_newest(self.run, generation.number, corpus, total)
         self.run.store.put(f"facts/{generation.number}.json", json.dumps(scheduler.times, indent=1).encode())
         self.run.create_manifest(generation.number, {
-            "plan_digest": self.plan.digest, "allow": list(self.allow), "corpus": corpus, "funnel": total,
+            "plan_digest": self.plan.digest, "allow": list(self.allow), "cautions": plan.cautions,
+            "corpus": corpus, "funnel": total,
             "by_stage": [list(item) for item in self._by_stage(generation, scheduler)],
             "heads": _heads(generation, scheduler), "passes": sorted(scheduler.passes),
             "failed": {str(unit): why for unit, why in sorted(scheduler.failed.items())},

@@ -116,6 +116,11 @@ class Plan(Model):
         return {name: licence for source in self.source for name, licence in source.licences().items()}
 
     @cached_property
+    def cautions(self) -> list[str]:
+        """What its stages do not obey, because the user said so."""
+        return [f"{stage.name}: {caution}" for stage in self.stages for caution in stage.cautions()]
+
+    @cached_property
     def meanings(self) -> dict[str, str]:
         """What every column holds that a corpus tells of, with its unit."""
         return {name: _meaning(column) for name, column in self.fields.items() if not name.startswith("_")}

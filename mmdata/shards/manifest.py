@@ -24,6 +24,7 @@ class Finish:
     columns: dict[str, str]
     digests: dict[str, str]
     trusted: bool
+    cautions: list[str]
 
 
 def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], splits: list[str], facts: Finish) -> None:
@@ -50,6 +51,7 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
         "samples": sum(sizes.values()), "blocks": len(arrays["blocks"]), "splits": splits, "shards": shards,
         "index": {name: digest for name, digest in sorted(digests.items()) if name.startswith("index/")},
         "columns": facts.columns, "licences": facts.licences, "funnel": facts.funnel,
+        **({"cautions": facts.cautions} if facts.cautions else {}),
     })  # fmt: skip
     with step("corpus"):
         store.create_same(f"{folder}/{MANIFEST}", _json(manifest))

@@ -75,6 +75,11 @@ class Download(Map, Resize):
         """Return the SHA-256 of the deny lists."""
         return self.deny.digests() if self.deny is not None else ()
 
+    def cautions(self) -> tuple[str, ...]:
+        """Return which wishes of others are not obeyed."""
+        robots = () if self.robots else ("robots.txt is not obeyed",)
+        return (*robots, *(f"the opt-out `{name}` is not obeyed" for name in self.signals.switched_off()))
+
     def writes(self) -> tuple[pa.Field, ...]:
         """Write the payload and what only the original bytes can tell."""
         return (

@@ -129,6 +129,10 @@ class Stage(Definition):
         """Return the SHA-256 of every other file that decides what it gives; they are part of its key too."""
         return ()
 
+    def cautions(self) -> tuple[str, ...]:
+        """Return what a user has switched off that protects others; manifests say so."""
+        return ()
+
     def numeric(self) -> tuple[str, ...]:
         """Return those of its columns that must hold numbers."""
         return ()

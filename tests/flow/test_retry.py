@@ -146,6 +146,8 @@ def test_a_run_after_a_retry_keeps_what_it_recovered_and_asks_nobody(tmp_path: P
     assert {path.name for path in (tmp_path / "run/payload").rglob("download*")} == {"download", "download.r1", "download.r2"}
     freed = collect(str(tmp_path / "run"))
     assert freed.kept == [third.generation]
+    facts = sorted(path.name for path in (tmp_path / "run/facts").rglob("download*"))
+    assert facts == sorted(f"{path.parent.name}-{path.stem}.parquet" for path in (tmp_path / "run/payload").rglob("*.tar"))
     assert not go(plan_of(tmp_path, at_least=2), tmp_path, web).fresh
     assert len(texts(third)) == 6
 
