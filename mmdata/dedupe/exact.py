@@ -5,7 +5,6 @@ by (sample_id, position, partition, row), so that any split of the work gives th
 """
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import xxhash
 
@@ -28,6 +27,8 @@ def exact_verdicts(table: pa.Table, by: str, best: str | None) -> pa.Table:
     table    columns `_partition`, `_row`, `sample_id`, `position`, `by`, and `best` if given
     returns  verdicts of the dropped rows, sorted by (`_partition`, `_row`), with the group's rank value
     """
+    import polars as pl  # a worker that only downloads does not need it
+
     frame = pl.DataFrame(pl.from_arrow(table))
     tail = ["sample_id", "position", PARTITION, ROW]
     keys = [by, *([best] if best else []), *tail]
