@@ -22,6 +22,7 @@ if not os.fork():
     end = time.process_time() + 0.5
     while time.process_time() < end: pass
     os._exit(0)
+time.sleep(0.3)  # memory is looked at now and then
 """
 
 

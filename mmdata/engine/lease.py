@@ -99,7 +99,7 @@ def has_ended(store: Store, epoch: int) -> bool:
     if store.exists(f"lease/{epoch}.end"):
         return True
     holder = _holder(store, epoch)
-    here = holder["host"] == host() and bool(holder["start"])  # where the kernel tells when a process started
+    here = holder.get("host") == host() and bool(holder.get("start"))  # where the kernel tells when a process started
     return here and started(holder["pid"]) != holder["start"]
 
 

@@ -27,6 +27,7 @@ from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Executor, Job
 from mmdata.errors import BusyError
 from mmdata.net import Guard
+from mmdata.net.shared import forget_hosts
 from mmdata.plan import Budget, Plan
 from mmdata.shards.manifest import Finish
 from mmdata.stages.verbs import GlobalFilter
@@ -101,8 +102,11 @@ class Runner:
             progress = None if quiet else self._progress(generation)
             budget = self.plan.budget if self.budget is None else self.budget
             scheduler = Scheduler(self.run, generation, job, executor, progress, budget, self.clock, lease.check)
-            with self._serving(progress):
-                corpus = self._work(generation, scheduler, lease)
+            try:
+                with self._serving(progress):
+                    corpus = self._work(generation, scheduler, lease)
+            finally:
+                forget_hosts(self.run.store.url)
         return self._result(generation, scheduler, corpus, started, fresh=True)
 
     def _work(self, generation: Generation, scheduler: Scheduler, lease: Lease) -> str | None:

@@ -1,10 +1,7 @@
 """What a worker keeps between the partitions it downloads: decoder children, and all that the plan's files say."""
 
 import hashlib
-import os
-import tempfile
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -13,10 +10,10 @@ from mmdata.media import Jail, Transcoded, decode
 from mmdata.media.phash import phash
 from mmdata.net import Failure, Fetched, Guard, Policy, Transport
 from mmdata.net.client import Options, open_transport
+from mmdata.net.shared import hosts_folder
 from mmdata.stages.access import read_access
 from mmdata.stages.download import Download
 from mmdata.stages.verbs import WorkerContext
-from mmdata.storage import digest_json
 
 
 class Dish(NamedTuple):
@@ -40,9 +37,7 @@ class Kitchen:
             denied=self.denied.of_url if self.denied is not None else None,
         )  # fmt: skip
         self.jails = [Jail() for _ in range(stage.resources.cpus)]
-        # What the workers of this machine know of hosts lies in one place for each run.
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        self.hosts = Path(tempfile.gettempdir()) / f"mmdata-hosts-{user}" / digest_json(ctx.store.url)[:16]
+        self.hosts = hosts_folder(ctx.store.url)
 
     def __enter__(self) -> Self:
         return self

@@ -266,11 +266,12 @@ def test_an_empty_source_has_a_forecast_and_is_collected(tmp_path: Path, server:
     assert not run(plan_of(tmp_path, SMALL), tmp_path / "run", server).fresh
 
 
-def test_a_newest_generation_without_a_corpus_leaves_no_link_to_nothing(home: Path, server: DemoServer) -> None:
+def test_a_newest_generation_without_a_corpus_leaves_the_newest_that_there_is(home: Path, server: DemoServer) -> None:
     run(plan_of(home).until("measure"), home / "run", server)
-    assert collect(str(home / "run")).kept == [5]
-    assert not (home / "run/corpus").is_symlink()
-    assert not (home / "run/corpora").exists() or not list((home / "run/corpora").iterdir())
+    assert collect(str(home / "run")).kept == [4, 5]
+    assert verify(str(home / "run/corpus")).whole
+    (corpus,) = (home / "run/corpora").iterdir()
+    assert (home / "run/corpus").resolve() == corpus
 
 
 def test_on_an_object_store(tmp_path: Path, s3_url: str) -> None:

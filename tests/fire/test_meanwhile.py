@@ -143,10 +143,10 @@ def test_W21_an_attempt_that_was_given_up_and_commits_first(tmp_path: Path, monk
     def answer(self: Trap, batch: Batch) -> pa.Table:  # what comes back differs from call to call, as responses do
         return pa.table({"trapped": pa.array([next(numbers)] * batch.table.num_rows, pa.int64())})
 
-    def late(self: RunStore, key: str, ident: str, number: int, table: pa.Table) -> None:
+    def late(self: RunStore, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
         if "trapped" in table.column_names and next(zombies) == 0:
             run_task(tasks[-1], confine=False)
-        add(self, key, ident, number, table)
+        add(self, key, ident, number, table, round_)
 
     class Noting(InlineExecutor):
         def submit(self, task: Task):  # type: ignore[no-untyped-def]  # noqa: ANN202

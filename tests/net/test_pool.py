@@ -137,7 +137,7 @@ def test_bodies_are_freed_without_the_collector(hostile: HostileServer) -> None:
         found = sum(1 for item in gc.get_objects() if type(item).__name__ == "Reply")
     finally:
         gc.enable()
-    assert found <= 1
+    assert found <= 2  # the last of each kind of connection, not one a request
 
 
 def test_headers_of_a_host_are_for_that_host_alone(hostile: HostileServer) -> None:
