@@ -19,7 +19,7 @@ from mmdata.trainer import TrainConfig, train
 from mmdata.trainer.batch import Batch, attention_mask, collate
 from mmdata.trainer.checkpoint import latest, open_checkpoint
 from mmdata.trainer.model import Transformer
-from mmdata.trainer.objectives import loss_sums, velocity_to_clean, weighted
+from mmdata.trainer.objectives import is_low, loss_sums, velocity_to_clean, weighted
 from mmdata.trainer.sampler import Reader, integrate, write_image, write_text
 from mmdata.trainer.sequence import CAUSAL, EDGE, FULL, NO_TARGET, NOISE, Sequencer, Tokens, draw_time, from_patches, to_patches
 from tests.corpus import draw, make_corpus
@@ -426,3 +426,10 @@ def test_the_model_learns_both_ways(shapes: str, tmp_path: Path) -> None:
         image = write_image(model, words.encode(f"a {color} {shape}"), keyed(place))
         right += int(np.square(templates - image).mean((1, 2)).argmin() == place)
     assert right >= 6
+
+
+def test_automatic_precision_is_float32_where_bfloat16_is_emulated() -> None:
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split() if Path("/proc/cpuinfo").exists() else []
+    native = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert is_low("auto", "cpu") == native
+    assert (is_low("bfloat16", "cpu"), is_low("float32", "cpu")) == (True, False)

@@ -5,6 +5,8 @@ many micro-batches or many ranks give the same gradient, which a mean of means d
 """
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class Sums:
 def loss_sums(model: Transformer, batch: Batch) -> Sums:
     """Run the model over a batch and sum each family's losses."""
     # Matrix products may run in bfloat16; logits, velocities and sums are float32 or wider in any case.
-    low = model.config.precision == "bfloat16"
+    low = is_low(model.config.precision, batch.ids_BL.device.type)
     with torch.autocast(batch.ids_BL.device.type, dtype=torch.bfloat16, enabled=low):
         hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
     hidden = hidden.float() if low else hidden
@@ -44,6 +46,19 @@ def loss_sums(model: Transformer, batch: Batch) -> Sums:
         text = z = 0 * logits.sum()
     image = (velocity - batch.flow_BLP[batch.noisy_BL]).square().mean(-1).sum() if batch.num_image else 0 * velocity.sum()
     return Sums(text, z, image)
+
+
+@cache
+def is_low(precision: str, device: str) -> bool:
+    """Say whether matrix products run in bfloat16; for `auto`, where the device has instructions for it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu" or not Path("/proc/cpuinfo").exists():
+        return False
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def _first(flags_BL: Tensor) -> Tensor:
