@@ -27,7 +27,12 @@ def command(  # noqa: PLR0913, PLR0917 - each is a flag
     from mmdata.report.table import forecast_text, funnel_text
 
     runner = retry_runner(run, None if classes is None else classes.split(","), tuple(allow or ()))
-    tell(forecast_text(runner.forecast()))
+    forecast = runner.forecast()
+    tell(forecast_text(forecast))
+    fresh = forecast.generation > runner.run.last_number()
+    if fresh and all(step.computed.most == 0 for step in forecast.steps):
+        tell("no row ended in one of these outcomes: there is nothing to ask again")
+        return
     if dry_run:
         return
     pool = open_executor("ray" if address else executor, workers, address)

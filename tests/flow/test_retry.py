@@ -201,3 +201,12 @@ def test_failures_are_told_by_class_and_host_with_what_to_do(tmp_path: Path, web
     said = CliRunner().invoke(app, ["retry", str(tmp_path / "run"), *[f"--allow={each}" for each in allow(web)]])
     assert said.exit_code == 0, said.output
     assert RunStore(str(tmp_path / "run")).read_json("funnel.json")["kept"] == 6
+
+
+def test_where_nothing_may_pass_nobody_is_asked_and_no_generation_is_made(tmp_path: Path, web: Moody) -> None:
+    go(plan_of(tmp_path), tmp_path, web)
+    web.asked = Counter()
+    said = CliRunner().invoke(app, ["retry", str(tmp_path / "run"), *[f"--allow={each}" for each in allow(web)]])
+    assert said.exit_code == 0
+    assert "there is nothing to ask again" in said.output
+    assert (web.asked, RunStore(str(tmp_path / "run")).last_number()) == (Counter(), 1)
