@@ -1,4 +1,7 @@
-"""What is in flight: as many tasks as the executor has slots for, bounded by estimated bytes, each with a deadline."""
+"""What is in flight: as many tasks as the executor has slots for, bounded by estimated bytes, each with a deadline.
+
+A deadline counts from when a worker has the task: one that waits for room on a busy cluster is not late.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +21,10 @@ _POLL_S = 0.5
 
 @dataclass
 class _Flight:
-    """A task that an executor has, since when, and whether it was told to stop."""
+    """A task that an executor has, since when a worker has it, and whether it was told to stop."""
 
     task: Task
-    since: float
+    since: float | None = None
     cancelled: bool = False
 
 
@@ -56,8 +59,7 @@ class Flights:
             in_flight += task.bytes
             if self.progress is not None:
                 self.progress.launched(task)
-            since = self.clock.monotonic()
-            self.flying[self.executor.submit(task)] = _Flight(task, since)
+            self.flying[self.executor.submit(task)] = _Flight(task)
         return bool(self.flying)
 
     def landed(self) -> list[tuple[Task, "TaskReport | Exception"]]:
@@ -76,8 +78,11 @@ class Flights:
 
     def _overdue(self) -> list[tuple[Task, "TaskReport | Exception"]]:
         lost: list[tuple[Task, TaskReport | Exception]] = []
+        now = self.clock.monotonic()
         for future, flight in list(self.flying.items()):
-            over = self.clock.monotonic() - flight.since - flight.task.deadline_s
+            if flight.since is None and future.running():
+                flight.since = now
+            over = -1.0 if flight.since is None else now - flight.since - flight.task.deadline_s
             if over > 0 and not flight.cancelled:
                 flight.cancelled = True
                 self.executor.cancel(flight.task)

@@ -35,7 +35,7 @@ class Task:
     key          names what it commits
     inputs       record keys it builds on, by partition number
     careful      an attempt at it ended badly: stages work in a disposable child, and the row that ends it is found
-    deadline_s   after so many seconds in flight it is cancelled
+    deadline_s   so many seconds after a worker took it, it is cancelled
     """
 
     job: Job
@@ -85,7 +85,7 @@ class Executor(Protocol):
         ...
 
     def submit(self, task: Task) -> "Future[TaskReport]":
-        """Start a task."""
+        """Start a task; its future is `running()` from when a worker has it."""
         ...
 
     def cancel(self, task: Task) -> None:

@@ -105,6 +105,7 @@ class ProcessExecutor:
         while (item := self._queue.get()) is not None:
             task, future = item
             worker.task = task
+            future.set_running_or_notify_cancel()
             try:
                 future.set_result(self._ask(worker, task))
             except MmdataError as error:

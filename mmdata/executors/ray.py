@@ -137,19 +137,38 @@ class RayExecutor:
         self._exits.close()
 
     def _launch(self, flight: _Flight) -> None:
-        if flight.task.holds_model or flight.task.gpus:
-            self._waiting.append(flight)
-            self._seat_waiting()
-        else:
-            self._follow(flight, self._task.options(num_cpus=flight.task.cpus).remote(flight.task, flight.view))
+        self._waiting.append(flight)
+        self._begin_waiting()
 
-    def _seat_waiting(self) -> None:
-        """Give actors to those that wait, first where one of their size is idle."""
+    def _begin_waiting(self) -> None:
+        """Begin what there is room for: in Ray's own queue nobody could tell a task that waits from one that works."""
         for flight in sorted(self._waiting, key=lambda flight: not self._seats.has_idle(flight.task.gpus)):
-            flight.seat = self._seats.take(flight.task.gpus)
-            if flight.seat is not None:
+            try:
+                self._begin(flight)
+            except Exception as error:  # noqa: BLE001 - it ends this attempt, not those behind it
+                wrapped = PartitionError(f"{flight.task.label}: {brief(error)}")
+                self._settle(flight, error if isinstance(error, MmdataError) else wrapped)
+            if flight.ref is not None or flight.done.done():
                 self._waiting.remove(flight)
-                self._follow(flight, flight.seat.handle.run.remote(flight.task, flight.view))
+
+    def _begin(self, flight: _Flight) -> None:
+        """Give a task to a worker, or to an actor, if one has room."""
+        task, view = flight.task, flight.view
+        if flight.done.done():
+            return
+        if not self._has_room(task):
+            raise PartitionError(f"{task.label}: the node that had room for it is gone")
+        if task.holds_model or task.gpus:
+            flight.seat = self._seats.take(task.gpus)
+            if flight.seat is not None:
+                self._follow(flight, flight.seat.handle.run.remote(task, view))
+        elif task.cpus <= self._free_cpus():
+            self._follow(flight, self._task.options(num_cpus=task.cpus).remote(task, view))
+
+    def _free_cpus(self) -> float:
+        """Return how many CPUs of the cluster our tasks leave; actors hold none."""
+        flights = list(self._flights.values())
+        return self._total("CPU") - sum(flight.task.cpus for flight in flights if flight.ref is not None and flight.seat is None)
 
     def _make_actor(self, gpus: float) -> Any:  # noqa: ANN401 - Ray's handle
         # Without GPUs it needs a free CPU to start and none from then on: idle actors must not starve tasks.
@@ -158,6 +177,7 @@ class RayExecutor:
 
     def _follow(self, flight: _Flight, ref: Any) -> None:  # noqa: ANN401 - Ray's handle
         flight.ref = ref
+        flight.done.set_running_or_notify_cancel()
         ref.future().add_done_callback(lambda source: self._todo.put((flight, partial(self._land, flight, source))))
 
     def _land(self, flight: _Flight, source: Future[Any]) -> None:
@@ -173,13 +193,13 @@ class RayExecutor:
         elif flight.seat is not None:
             self._seats.lose(flight.seat)
             self._seats.clear()  # its node may be gone, and with it those that are idle there
-        self._seat_waiting()
+        self._begin_waiting()
 
     def _stop(self, flight: _Flight) -> None:
         flight.stopped = True
         if flight in self._waiting:
             self._waiting.remove(flight)
-            self._settle(flight, PartitionError(f"{flight.task.label}: cancelled while it waited for an actor"))
+            self._settle(flight, PartitionError(f"{flight.task.label}: cancelled while it waited for room"))
         elif flight.done.done():
             return
         elif flight.seat is not None:
@@ -213,13 +233,17 @@ class RayExecutor:
                 heard = time.monotonic()
                 if heard - looked > _LOOK_S:
                     looked = heard
-                    self._todo.put((None, self._look))
+                    self._todo.put((None, self._look_again))
             elif time.monotonic() - heard > _SILENCE_S:
                 hint = "start it again, or another; the same command resumes"
                 self._gone = RunError(f"the Ray cluster at {self.address} is gone", hint=hint)
                 for flight in list(self._flights.values()):
                     self._settle(flight, self._gone)
                 return
+
+    def _look_again(self) -> None:
+        self._look()
+        self._begin_waiting()  # where a node joined there is room, and what only a lost one could do must not wait
 
     def _look(self) -> None:
         """See which nodes there are: others may join while we work, and some be lost."""

@@ -196,9 +196,9 @@ def some_stages(random_: random.Random) -> tuple[Stage, ...]:
     stages: list[Stage] = random_.sample(near, random_.randrange(1, 4))
     far = [Keep(column="height", at_least=random_.choice([1, 24])), Keep(column="bytes", at_most=random_.choice([120, 9_000]))]
     stages += [Measure(resources=Resources(cpus=random_.choice([1, 1, 2]))), *random_.sample(far, random_.randrange(3))]
-    for _ in range(random_.randrange(3)):
-        by = random_.choice(["text", "text", "sample_id"])
-        stages.insert(random_.randrange(len(stages) + 1), Dedupe(by=by, over=random_.choice(["all", "kept"])))
+    ways = [("text", "all"), ("text", "kept"), ("sample_id", "all"), ("sample_id", "kept")]  # the same twice is refused
+    for by, over in random_.sample(ways, random_.randrange(3)):
+        stages.insert(random_.randrange(len(stages) + 1), Dedupe(by=by, over=over))
     return tuple(stages)
 
 
