@@ -48,7 +48,8 @@ class Segment:
 class Budget(Model):
     """How much may go wrong before a run stops early; it changes no result.
 
-    failed_partitions  so many partitions may be given up; the run then goes on without them and says so
+    failed_partitions  so many partitions may be given up; the run then goes on without them and says so. Rows dropped as
+                       duplicates of theirs stay dropped; the same command, given again, makes up for both
     dropped_share      so large a share of all rows may be dropped, whatever the reason, once `after_rows` are settled
     """
 

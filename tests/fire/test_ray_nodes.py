@@ -158,5 +158,17 @@ def test_a_lost_actor_leaves_room() -> None:
     assert actors.ended == []
 
 
+def test_with_a_lost_actor_go_those_that_are_idle() -> None:
+    actors = Actors(3, 0)
+    lost, idle, busy = actors.take(0), actors.take(0), actors.take(0)
+    assert lost is not None
+    assert idle is not None
+    actors.leave(idle)
+    actors.lose(lost)
+    actors.clear()  # one node may have held them all
+    assert actors.ended == [idle.handle]
+    assert actors.live == [busy]
+
+
 def test_shares_of_a_gpu_are_what_fits() -> None:
     assert [share(gpus) for gpus in (0, 0.25, 0.4, 0.6, 1, 2)] == [0, 0.25, 0.5, 1, 1, 2]
