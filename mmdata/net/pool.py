@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import resource
 import socket
 import ssl
 import time
@@ -19,6 +20,9 @@ from mmdata.net.wire import BUFFER_BYTES, Connection, Reply
 
 MOST_TRIES = 4
 IDLE_S = 15.0
+# A list goes from host to host, so a kept connection pays only where many hosts keep theirs; each is one descriptor.
+MOST_IDLE = 1024
+_SPARE_DESCRIPTORS = 256
 _CLOSE_ROUNDS = 100
 
 
@@ -60,7 +64,7 @@ class Proxy:
 class Pool:
     """All connections of one transport.
 
-    most  connections open at once, the idle ones included
+    most  connections in use at once; up to `MOST_IDLE` more are kept idle, as far as there are descriptors
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Pool:
     ) -> None:
         self.guard, self.names, self.limits = guard, names, limits
         self.tls, self.proxy, self.most = tls, proxy, most
+        self.most_open = most + min(MOST_IDLE, max(0, _descriptors() - most - _SPARE_DESCRIPTORS))
         self.busy: set[Connection] = set()
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the one that is idle longest comes first
@@ -207,7 +212,7 @@ class Pool:
 
     def _make_room(self) -> None:
         """Close what has been idle longest, until what is being dialled fits in."""
-        over = len(self._open) + self._num_dialled - self.most
+        over = len(self._open) + self._num_dialled - self.most_open
         for connection in list(islice(self._idle, max(over, 0))):
             self._end(connection)
 
@@ -227,6 +232,20 @@ class Pool:
             kept.remove(connection)
             if not kept:
                 del self._kept[connection.key]
+
+
+def _descriptors() -> int:
+    """Return how many files this process may open, once the soft limit is at the hard one, or high enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096
+    if soft == resource.RLIM_INFINITY or soft >= enough:
+        return enough
+    wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # some systems name a hard limit that they do not grant
+        return soft
+    return wanted
 
 
 def _judge_tunnel(reply: Reply) -> None:
