@@ -19,7 +19,7 @@ from mmdata.net.dns import NameCache, Resolver, ServerResolver, SystemResolver, 
 from mmdata.net.guard import Blocked, Guard
 from mmdata.net.limits import Limits
 from mmdata.net.optout import Refuse, opt_out
-from mmdata.net.pool import Pool, Proxy, Refused
+from mmdata.net.pool import MOST_IDLE, Pool, Proxy, Refused
 from mmdata.net.target import Target
 from mmdata.net.wire import MOST_SKIPPED_BYTES, Reply
 
@@ -38,6 +38,7 @@ class Options:
     resolver     whoever answers in place of both
     dns_s        seconds that one lookup may take
     tls          a TLS context in place of the default one, which trusts what the system trusts
+    idle         how many connections that nobody uses are kept, as far as there are descriptors
     """
 
     proxy: str = field(default="", repr=False)
@@ -46,6 +47,7 @@ class Options:
     resolver: Resolver | None = None
     dns_s: float = 5.0
     tls: ssl.SSLContext | None = None
+    idle: int = MOST_IDLE
 
 
 class HttpTransport:
@@ -196,7 +198,8 @@ async def open_transport(
     resolver = options.resolver or (ServerResolver(options.nameservers) if options.nameservers else SystemResolver())
     names = NameCache(resolver, deadline_s=options.dns_s)
     proxy = Proxy.parse(options.proxy) if options.proxy else None
-    transport = HttpTransport(Pool(guard, names, limits, options.tls or _tls(), proxy, connections), agent, options)
+    pool = Pool(guard, names, limits, options.tls or _tls(), proxy, (connections, options.idle))
+    transport = HttpTransport(pool, agent, options)
     transport.start()
     try:
         yield transport

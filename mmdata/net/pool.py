@@ -64,15 +64,15 @@ class Proxy:
 class Pool:
     """All connections of one transport.
 
-    most  connections in use at once; up to `MOST_IDLE` more are kept idle, as far as there are descriptors
+    most  connections in use at once, and so many more that are kept idle, as far as there are descriptors
     """
 
     def __init__(
-        self, guard: Guard, names: NameCache, limits: Limits, tls: ssl.SSLContext, proxy: Proxy | None, most: int
+        self, guard: Guard, names: NameCache, limits: Limits, tls: ssl.SSLContext, proxy: Proxy | None, most: tuple[int, int]
     ) -> None:
         self.guard, self.names, self.limits = guard, names, limits
-        self.tls, self.proxy, self.most = tls, proxy, most
-        self.most_open = most + min(MOST_IDLE, max(0, _descriptors() - most - _SPARE_DESCRIPTORS))
+        self.tls, self.proxy, self.most = tls, proxy, most[0]
+        self.most_open = self.most + min(most[1], max(0, _descriptors() - self.most - _SPARE_DESCRIPTORS))
         self.busy: set[Connection] = set()
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the one that is idle longest comes first

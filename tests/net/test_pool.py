@@ -43,7 +43,7 @@ def test_one_connection_serves_many_requests(hostile: HostileServer) -> None:
 
 def test_connections_are_bounded_and_idle_ones_give_way(hostile: HostileServer) -> None:
     async def work() -> None:
-        async with open_transport(Guard(hostile.allow), QUICK, "mmdata/0.1", 3) as transport:
+        async with open_transport(Guard(hostile.allow), QUICK, "mmdata/0.1", 3, Options(idle=0)) as transport:
             urls = [hostile.url("/ok", host=f"h{n}") for n in range(30)]
             assert {outcome(result) for result in await ask_at_once(transport, urls)} == {"ok"}
             assert hostile.peak() <= 3
@@ -52,6 +52,20 @@ def test_connections_are_bounded_and_idle_ones_give_way(hostile: HostileServer) 
             assert hostile.num_open <= 3
 
     asyncio.run(work())
+    assert wait_until(lambda: hostile.num_open == 0)
+
+
+def test_many_hosts_keep_their_connections(hostile: HostileServer) -> None:
+    async def work() -> None:
+        async with open_transport(Guard(hostile.allow), QUICK, "mmdata/0.1", 3) as transport:
+            urls = [hostile.url("/ok", host=f"h{n}") for n in range(60)]
+            for _ in range(3):
+                assert {outcome(result) for result in await ask_at_once(transport, urls)} == {"ok"}
+            assert hostile.peak() <= 3
+            assert len(transport.pool) == 60
+
+    asyncio.run(work())
+    assert len({hit.connection for hit in hostile.hits}) == 60
     assert wait_until(lambda: hostile.num_open == 0)
 
 
