@@ -28,6 +28,7 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
+	@$(BIN)/python -m compileall -q mmdata tests benchmarks  # tests start hundreds of processes: none has to compile first
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 gauntlet: setup

@@ -7,6 +7,7 @@ outside of every tree. `--sweep` tries numbers of processes and threads for the 
 """
 
 import argparse
+import compileall
 import json
 import math
 import shutil
@@ -259,6 +260,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = _arguments()
+    compileall.compile_dir(HERE.parent / "mmdata", quiet=1)  # as an installer does, and did for the peer
     home = make_sets(options.cache, options.images)
     found: list[Run] = []
     for name in options.cases:
