@@ -26,7 +26,7 @@ from benchmarks.harness import HERE, Result, publish, summary
 from benchmarks.images import make_sets
 from benchmarks.jobs import WORKERS
 from benchmarks.measure import Cost, measure
-from benchmarks.web import Web, serving
+from benchmarks.web import CLEAN, DIRTY, Bad, Web, serving
 from mmdata.stages.download import Download
 
 IMAGE_PX = 256
@@ -47,6 +47,13 @@ encodes the same bytes on all cores, with nothing fetched, stored or hashed. PSN
 time a good row until the last good row was served, and its limit is our own clean run by the same measure; `dirty_wall` is
 until the end.
 """
+
+
+CURVE = (
+    "Ours with more and more bad rows, once each; `rate` is the rate of good rows beside that of a clean list.", "",
+    "| bad rows | good rows | ms a good row until the last was served | rate | CPU ms a good row | end, s |",
+    "|---|---|---|---|---|---|",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,22 +94,22 @@ class Bench:
     num_rows: int
     home: Path
 
-    def list_of(self, *, dirty: bool) -> Path:
+    def list_of(self, bad: Bad) -> Path:
         """Write the list of urls with a caption each, and the catalog beside it; return the list."""
-        folder = self.home / ("dirty" if dirty else "clean")
+        folder = self.home / f"dead-{bad.dead}-tarpits-{bad.tarpits}"
         path = folder / "list.parquet"
         if not path.exists():
             folder.mkdir(parents=True)
             num = pq.read_metadata(self.images.with_suffix(".parquet")).num_rows
-            urls = [self.web.url(row, num, dirty=dirty) for row in range(self.num_rows)]
+            urls = [self.web.url(row, num, bad) for row in range(self.num_rows)]
             pq.write_table(pa.table({"url": urls, "text": [f"picture number {row}" for row in range(self.num_rows)]}), path)
             (folder / "catalog.yaml").write_text("entries:\n  web: {files: [list.parquet]}\n", encoding="utf-8")
         return path
 
-    def ours(self, case: str, *, dirty: bool = False, decode: str = "exact", psnr: bool = False) -> Run:
+    def ours(self, case: str, *, bad: Bad = CLEAN, decode: str = "exact", psnr: bool = False) -> Run:
         """Run our stage once."""
         stage = RESIZE | ({"decode": decode} if HAS_DECODE else {})
-        source = self.list_of(dirty=dirty).with_name("catalog.yaml")
+        source = self.list_of(bad).with_name("catalog.yaml")
         with tempfile.TemporaryDirectory(dir=self.home) as out:
             options = {
                 "catalog": str(source), "partition_rows": math.ceil(self.num_rows / WORKERS), "stage": stage,
@@ -110,11 +117,11 @@ class Bench:
             }  # fmt: skip
             return self._run(case, "ours", ["-m", "benchmarks.jobs", "ours"], options, Path(out) if psnr else None)
 
-    def peer(self, case: str, *, dirty: bool = False, counts: tuple[int, int] = PEER_COUNTS, psnr: bool = False) -> Run:
+    def peer(self, case: str, *, bad: Bad = CLEAN, counts: tuple[int, int] = PEER_COUNTS, psnr: bool = False) -> Run:
         """Run img2dataset once."""
         with tempfile.TemporaryDirectory(dir=self.home) as out:
             options = RESIZE | {
-                "url_list": str(self.list_of(dirty=dirty)), "input_format": "parquet", "url_col": "url", "caption_col": "text",
+                "url_list": str(self.list_of(bad)), "input_format": "parquet", "url_col": "url", "caption_col": "text",
                 "output_format": "webdataset", "output_folder": f"{out}/images", "processes_count": counts[0],
                 "thread_count": counts[1], "number_sample_per_shard": math.ceil(self.num_rows / counts[0]),
                 "resize_only_if_bigger": True, "timeout": 10, "enable_wandb": False,
@@ -180,8 +187,14 @@ def dirty(bench: Bench, runs: int) -> list[Run]:
     """Run ours clean and dirty in turn; the peer once, for it does not end by itself."""
     found = []
     for _ in range(runs):
-        found += [bench.ours("clean"), bench.ours("dirty", dirty=True)]
-    return [*found, bench.peer("dirty", dirty=True)]
+        found += [bench.ours("clean"), bench.ours("dirty", bad=DIRTY)]
+    return [*found, bench.peer("dirty", bad=DIRTY)]
+
+
+def curve(bench: Bench, runs: int) -> list[Run]:
+    """Run ours with more and more bad rows; once, whatever the number of runs."""
+    shares = [Bad(dead=dead) for dead in (0, 1, 5, 10, 25, 50)] + [Bad(tarpits=tarpits) for tarpits in (1, 5, 20)]
+    return [bench.ours(f"{bad.dead} % dead, {bad.tarpits} % tarpits", bad=bad) for bad in shares]
 
 
 def sweep(bench: Bench) -> None:
@@ -192,7 +205,7 @@ def sweep(bench: Bench) -> None:
             print(f"processes_count {processes}, thread_count {threads}: {run.cpu_ms:.3f} ms CPU, {run.wall_ms:.3f} ms wall")
 
 
-CASES = {"large": large, "small": small, "dirty": dirty}
+CASES = {"large": large, "small": small, "dirty": dirty, "curve": curve}
 
 
 def results(found: list[Run]) -> list[Result]:
@@ -223,10 +236,19 @@ def _line(name: str, runs: tuple[list[Run], list[Run], list[Run]], figure: str) 
 
 def notes(found: list[Run], options: argparse.Namespace) -> str:
     """Return what stands under the table: how it was measured, and how good the images are."""
-    head = f"{options.images} images, {options.rows} rows a run, {options.runs} runs. {_peer_note()}"
+    times = f"{options.rows / options.images:g}"
+    head = f"{options.images} images, each under {times} urls: {options.rows} rows a run, {options.runs} runs. {_peer_note()}"
     lines = [head, "", "| images of | PSNR mean | PSNR p10 | file, mean |", "|---|---|---|---|"]
     judged = [(run, run.quality) for run in found if run.quality is not None]
     lines += [f"| {run.case}, {run.who} | {q.mean_db:.2f} dB | {q.p10_db:.2f} dB | {q.mean_kib:.1f} KiB |" for run, q in judged]
+    curved = [run for run in found if run.case.endswith("tarpits")]
+    if curved:
+        lines += ["", *CURVE]
+        clean = curved[0]
+        lines += [
+            f"| {run.case} | {run.good} | {run.served_ms:.3f} | {clean.served_ms / run.served_ms:.2f} | {run.cpu_ms:.3f} |"
+            f" {run.wall_s:.0f} |" for run in curved
+        ]  # fmt: skip
     lines += [
         f"\n{run.case}: {run.who} had not ended after {TIMEOUT_S:.0f} s and was stopped; its good rows are those served by then."
         for run in found if not run.ended
@@ -247,14 +269,14 @@ def _arguments() -> argparse.Namespace:
         "--cache", type=Path, default=Path.home() / ".cache/mmdata-bench", help="where packages and images are kept"
     )
     parser.add_argument("--images", type=int, default=3000, help="how many different images")
-    parser.add_argument("--rows", type=int, help="how many rows a run; default: as many as images")
+    parser.add_argument("--rows", type=int, help="how many rows a run; default: each image under three urls")
     parser.add_argument("--runs", type=int, default=5, help="how many alternating runs")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="which cases")
     parser.add_argument("--sweep", action="store_true", help="only try the peer's counts of processes and threads")
     options = parser.parse_args()
     if options.quick:
         options.images, options.runs = 600, 1
-    options.rows = options.rows or options.images
+    options.rows = options.rows or options.images * (1 if options.quick else 3)
     return options
 
 

@@ -5,6 +5,8 @@ The server is not a descendant of whoever starts it (so its CPU time is in nobod
 
     127.1.x.y  answers    127.2.x.y  refuses connections    127.3.x.y  resets every connection once it has been asked
     127.4.x.y  sends its status line at 1 byte/s            127.5.x.y  the same with the body; robots.txt is quick
+
+Which share of the rows is bad is said by `Bad`: tarpits are half of each kind, dead rows a third each refused, reset and 404.
 """
 
 import asyncio
@@ -25,11 +27,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
 NUM_HOSTS = 500
-GOOD, REFUSED, RESET, SLOW_HEAD, SLOW_BODY = 1, 2, 3, 4, 5
+GOOD, REFUSED, RESET, SLOW_HEAD, SLOW_BODY = KINDS = (1, 2, 3, 4, 5)
+GONE = 0  # an address of a good host
 _TYPES = {"jpeg": b"image/jpeg", "png": b"image/png", "webp": b"image/webp"}
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 _DRIP_S = 1.0
@@ -41,11 +45,21 @@ def address(host: int, kind: int = GOOD) -> str:
     return f"127.{kind}.{host // 250}.{host % 250 + 1}"
 
 
-def kind_of(host: int) -> int:
-    """Return how a host of the dirty web behaves: 5 % tarpits, 3 % refuse, 3 % reset."""
-    kinds = (SLOW_HEAD, SLOW_HEAD, SLOW_BODY, SLOW_BODY, SLOW_BODY, REFUSED, REFUSED, REFUSED, RESET, RESET, RESET)
-    place = host % 100
-    return kinds[place] if place < len(kinds) else GOOD
+class Bad(NamedTuple):
+    """How many of 100 hosts have dead rows, and how many are tarpits."""
+
+    dead: int = 0
+    tarpits: int = 0
+
+    def kind(self, host: int) -> int:
+        """Return how a host behaves; one that is `GONE` answers, but has none of its files."""
+        place = host % 100
+        if place < self.tarpits:
+            return (SLOW_BODY, SLOW_HEAD)[place % 2]
+        return (REFUSED, RESET, GONE)[place % 3] if place < self.tarpits + self.dead else GOOD
+
+
+CLEAN, DIRTY = Bad(), Bad(dead=10, tarpits=5)
 
 
 class Site:
@@ -139,7 +153,7 @@ class Connection(asyncio.Protocol):
 
 def _listen() -> list[socket.socket]:
     """Listen on every address that answers in some way, on one port that is free on all."""
-    places = [address(host, kind) for host in range(NUM_HOSTS) for kind in {GOOD, kind_of(host)} - {REFUSED}]
+    places = [address(host, kind) for host in range(NUM_HOSTS) for kind in KINDS if kind != REFUSED]
     for _ in range(20):
         port, made = 0, list[socket.socket]()
         with contextlib.suppress(OSError):
@@ -170,20 +184,16 @@ class Web:
     port: int
     pid: int
 
-    def url(self, row: int, num_images: int, *, dirty: bool) -> str:
-        """Return the url of a row; rows go round the hosts. Of a dirty web's rows 4 % more are not found."""
+    def url(self, row: int, num_images: int, bad: Bad = CLEAN) -> str:
+        """Return the url of a row; rows go round the hosts."""
         host = row % NUM_HOSTS
-        kind = kind_of(host) if dirty else GOOD
-        lost = dirty and kind == GOOD and row * 7919 % 89 < 4
-        name = f"gone-{row}" if lost else str(row % num_images)
-        return f"http://{address(host, kind)}:{self.port}/{name}.jpg" + (f"?{row}" if row >= num_images else "")
+        kind = bad.kind(host)
+        name = f"gone-{row}" if kind == GONE else str(row % num_images)
+        return f"http://{address(host, kind or GOOD)}:{self.port}/{name}.jpg" + (f"?{row}" if row >= num_images else "")
 
     def allow(self) -> tuple[str, ...]:
         """Return the allowances under which our fetcher may dial all of it."""
-        kinds = (GOOD, REFUSED, RESET, SLOW_HEAD, SLOW_BODY)
-        return tuple(
-            f"{address(host, kind)}:{self.port}" for host in range(NUM_HOSTS) for kind in kinds if kind in (GOOD, kind_of(host))
-        )
+        return tuple(f"{address(host, kind)}:{self.port}" for host in range(NUM_HOSTS) for kind in KINDS)
 
     def stats(self) -> dict[str, float]:
         """Return what was asked since the last call: good, not_found, robots, reset, tarpit, last_good (a time)."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.fidelity import CEILING_DB, psnr
 from benchmarks.measure import measure
-from benchmarks.web import NUM_HOSTS, RESET, SLOW_BODY, SLOW_HEAD, address, kind_of, serving
+from benchmarks.web import CLEAN, DIRTY, NUM_HOSTS, RESET, SLOW_BODY, SLOW_HEAD, address, serving
 
 # Leaves a child behind that works on after its parent's end.
 _ORPHAN = """
@@ -49,11 +49,11 @@ def test_what_does_not_end_is_stopped() -> None:
 
 def test_the_web_answers_and_counts(images: Path) -> None:
     with serving(images) as web:
-        with urllib.request.urlopen(web.url(NUM_HOSTS + 1, 2, dirty=False), timeout=10) as answer:
+        with urllib.request.urlopen(web.url(NUM_HOSTS + 1, 2, CLEAN), timeout=10) as answer:
             assert answer.read() == b"abcde"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://{address(7)}:{web.port}/robots.txt", timeout=10)
-        host = next(host for host in range(NUM_HOSTS) if kind_of(host) == RESET)
+        host = next(host for host in range(NUM_HOSTS) if DIRTY.kind(host) == RESET)
         with pytest.raises(ConnectionResetError):
             urllib.request.urlopen(f"http://{address(host, RESET)}:{web.port}/0.jpg", timeout=10)
         stats = web.stats()
@@ -62,7 +62,7 @@ def test_the_web_answers_and_counts(images: Path) -> None:
 
 def test_one_row_in_ten_is_dead_and_one_in_twenty_a_tarpit(images: Path) -> None:
     with serving(images) as web:
-        urls = [web.url(row, 2, dirty=True) for row in range(5000)]
+        urls = [web.url(row, 2, DIRTY) for row in range(5000)]
     kinds = [int(url.split(".")[1]) for url in urls]
     tarpits = sum(kind in (SLOW_HEAD, SLOW_BODY) for kind in kinds)
     dead = sum(kind != 1 for kind in kinds) - tarpits + sum("gone" in url for url in urls)
