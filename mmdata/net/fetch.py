@@ -19,7 +19,8 @@ from mmdata.net.limits import Limits
 from mmdata.net.manners import SLOW_SHARE, Pace, retry_after_s
 from mmdata.net.optout import DEFAULT_SIGNALS, Judge, Refuse, Signals
 from mmdata.net.sites import SiteRules, Sites
-from mmdata.net.urls import REDIRECTS, Target, parse_url, redirect_of
+from mmdata.net.target import Target
+from mmdata.net.urls import REDIRECTS, parse_url, redirect_of
 
 # Outcomes that another try may turn into `ok`: worth a later pass, or `retry` on another day.
 TRANSIENT = (

@@ -16,7 +16,8 @@ from mmdata.net.hosts import POLL_S
 from mmdata.net.manners import Pace
 from mmdata.net.optout import MAX_TDMREP_BYTES, Reservations, Signals, read_tdmrep
 from mmdata.net.robots import MAX_ROBOTS_BYTES, UNREACHED, PathRules, Robots, parse_robots, read_robots
-from mmdata.net.urls import REDIRECTS, Target, redirect_of
+from mmdata.net.target import Target
+from mmdata.net.urls import REDIRECTS, redirect_of
 
 _REDIRECTS_FOLLOWED = 5
 

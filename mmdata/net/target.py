@@ -1,7 +1,8 @@
-"""What a url asks for: the host that is dialled and the bytes of the request, each made from the url's parts.
+"""What a url asks for: the host that is paced and dialled, the origin whose robots.txt counts, and the bytes of the request.
 
-A user and password in a url are left out, as is the fragment. A redirect makes a new target, so what belongs to one host
-is never sent to another.
+All of them come from one reading of the url, so that nobody is asked by one name and looked up by another. A user and
+password in a url are left out, as is the fragment. A redirect makes a new target, so what belongs to one host is never sent
+to another.
 """
 
 import re
@@ -23,14 +24,20 @@ _SAFE = "!#$%&'()*+,/:;=?@[]~"
 _PLAIN = re.compile(r"[\w.!#$%&'()*+,/:;=?@\[\]~-]*", re.ASCII)
 
 
+class BadScheme(ValueError):
+    """A url that is neither http nor https."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a url leads.
 
-    host    a name in lower case and ASCII, or an address
+    url     as given
+    host    a name in lower case and ASCII, without a last dot, or an address
     path    path and query as they are sent
     """
 
+    url: str
     scheme: str
     host: str
     port: int
@@ -39,18 +46,18 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> "Target":
-        """Read a url; raise ValueError for one that leads nowhere."""
-        if len(url) > MOST_URL:
-            raise ValueError(f"a url of more than {MOST_URL} characters")
-        scheme, netloc, path, query, _ = urlsplit(url)
-        host, port, is_address = _place(scheme, netloc)
-        path = f"{path or '/'}?{query}" if query else path or "/"
-        return cls(scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
+        """Read a url; raise BadScheme or another ValueError for one that leads nowhere."""
+        return _read(url)
 
     @property
     def key(self) -> Key:
         """What two targets share when one connection serves both."""
         return self.scheme, self.host, self.port
+
+    @property
+    def origin(self) -> str:
+        """What robots.txt and its like go by."""
+        return f"{self.scheme}://{self.authority}"
 
     @property
     def authority(self) -> str:
@@ -73,11 +80,21 @@ class Target:
         return b"".join((f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n".encode("ascii"), headers, b"\r\n"))
 
 
+@lru_cache(maxsize=1024)  # a url is read where it is judged, and again where it is sent
+def _read(url: str) -> Target:
+    if len(url) > MOST_URL:
+        raise ValueError(f"a url of more than {MOST_URL} characters")
+    scheme, netloc, path, query, _ = urlsplit(url)
+    host, port, is_address = _place(scheme, netloc)
+    path = f"{path or '/'}?{query}" if query else path or "/"
+    return Target(url, scheme, host, port, path if _PLAIN.fullmatch(path) else quote(path, safe=_SAFE), is_address)
+
+
 @lru_cache(maxsize=4096)
 def _place(scheme: str, netloc: str) -> tuple[str, int, bool]:
     """Return the host as it is dialled, the port, and whether the host is an address."""
     if scheme not in _PORTS:
-        raise ValueError(f"scheme `{scheme}` is not http or https")
+        raise BadScheme(f"scheme `{scheme}` is not http or https")
     parts = SplitResult(scheme, netloc, "", "", "")
     port = parts.port if parts.port is not None else _PORTS[scheme]
     text = parts.hostname or ""

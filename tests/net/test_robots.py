@@ -7,6 +7,8 @@ import pytest
 
 from mmdata.net import Failure, Fetched, Fetcher, Limits, Policy, ReplayTransport, Signals
 from mmdata.net.robots import Robots, parse_robots, read_robots
+from mmdata.net.target import Target
+from mmdata.net.urls import parse_url
 
 AGENT = "mmdata/0.1 (+mail@example.org)"
 QUICK = Limits(host_interval_s=0, retries=1, backoff_s=0.01)
@@ -322,3 +324,10 @@ def test_robots_may_be_switched_off() -> None:
     result, asked = asyncio.run(run())
     assert result.rule == "robots: off"
     assert asked == ["http://a/x"]
+
+
+def test_a_name_in_other_letters_is_paced_asked_and_dialled_by_one_name() -> None:
+    target = parse_url("http://STRA\u00dfE.example:80/a b")
+    assert isinstance(target, Target)
+    assert (target.host, target.origin) == ("xn--strae-oqa.example", "http://xn--strae-oqa.example")
+    assert target.request(b"").startswith(b"GET /a%20b HTTP/1.1\r\nHost: xn--strae-oqa.example\r\n")
