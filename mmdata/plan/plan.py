@@ -17,7 +17,7 @@ from mmdata.config import Document, Model, build, one_key, read_yaml
 from mmdata.errors import ConfigError, did_you_mean
 from mmdata.plan.walk import Step, StepError, cuts, walk, written
 from mmdata.schema import IMAGE, PAYLOAD_COLUMN
-from mmdata.stages import named
+from mmdata.stages import engines_of, named
 from mmdata.stages.verbs import Definition, GlobalFilter, Resources, Sink, Source, Stage
 from mmdata.storage import digest_json
 
@@ -241,6 +241,13 @@ def _parse_list(document: Document, key: str, verb: type[Definition]) -> tuple[A
 def _parse_one(document: Document, path: tuple[str | int, ...], verb: type[Definition]) -> Definition:
     known = named(verb)
     name, fields = one_key(document, path, list(known), verb.__name__.lower())
+    if isinstance(fields, dict) and (found := engines_of(verb, name)):
+        own = dict(fields)
+        engine = own.pop("engine", "mmdata")
+        if engine not in found:
+            where = document.where((*path, name, "engine"))
+            raise ConfigError(f"{where}: `{name}` has no engine `{engine}`", hint=did_you_mean(str(engine), found))
+        return build(found[engine], document, (*path, name), own)
     return build(known[name], document, (*path, name), fields)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from mmdata.catalog import Entry
 from mmdata.errors import ConfigError, did_you_mean
-from mmdata.stages import named
+from mmdata.stages import engines_of, named
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -37,7 +37,15 @@ def _one_of(verb: type[Definition]) -> dict[str, Any]:
     """Return the schema of `{name: fields}` for every known definition of a verb."""
     choices = []
     for name, cls in named(verb).items():
-        schema = cls.model_json_schema()
-        schema["description"] = (cls.__doc__ or "").strip().splitlines()[0]
-        choices.append({"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False})
+        choices.append(_choice(name, cls.model_json_schema(), cls))
+        for engine, other in engines_of(verb, name).items():
+            if other is not cls:
+                schema = other.model_json_schema()
+                schema["properties"]["engine"] = {"const": engine}
+                choices.append(_choice(name, schema | {"required": [*schema.get("required", ()), "engine"]}, other))
     return {"oneOf": choices}
+
+
+def _choice(name: str, schema: dict[str, Any], cls: type[Definition]) -> dict[str, Any]:
+    schema["description"] = (cls.__doc__ or "").strip().splitlines()[0]
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}

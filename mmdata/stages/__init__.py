@@ -17,7 +17,7 @@ from mmdata.stages.text_rules import TextRules
 from mmdata.stages.url_list import UrlList
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
 
-__all__ = ["SINKS", "SOURCES", "STAGES", "named"]
+__all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
     ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, SplitCaptions, TextRules,
@@ -35,3 +35,10 @@ def named(verb: type[Definition]) -> dict[str, type[Definition]]:
     for point in entry_points(group="mmdata.stages"):
         own.setdefault(point.name, point.load())
     return {name: cls for name, cls in sorted(own.items()) if issubclass(cls, verb)}
+
+
+def engines_of(verb: type[Definition], name: str) -> dict[str, type[Definition]]:
+    """Return who may do a stage's work, by what `engine:` says: `NAME_ENGINE` is that stage by another engine."""
+    known = named(verb)
+    others = {other.removeprefix(f"{name}_"): cls for other, cls in known.items() if other.startswith(f"{name}_")}
+    return {"mmdata": known[name], **others} if others else {}

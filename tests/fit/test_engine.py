@@ -10,7 +10,7 @@ import pytest
 
 from mmdata.config import parse_yaml
 from mmdata.engine import Runner
-from mmdata.errors import PartitionError
+from mmdata.errors import ConfigError, PartitionError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import parse_plan
 from mmdata.report.export import export_img2dataset
@@ -88,7 +88,7 @@ def test_a_plan_runs_with_it_as_with_our_own(tmp_path: Path, site: Web) -> None:
 name: own
 source: {catalog: {file: catalog.yaml, entry: pairs}}
 stages:
-  - download_img2dataset: {image_size: 32, resources: {call_s: 300}}
+  - download: {engine: img2dataset, image_size: 32, resources: {call_s: 300}}
   - measure
 sink: {shards: {samples: 10}}
 """
@@ -99,6 +99,26 @@ sink: {shards: {samples: 10}}
     assert len(open_corpus(str(tmp_path / "run/corpus")).samples) == 3
     exported = export_img2dataset(str(tmp_path / "run"), str(tmp_path / "out"))
     assert (exported.rows, exported.successes) == (6, 3)
+
+
+def test_an_engine_that_is_not_there_is_refused_by_its_line(tmp_path: Path) -> None:
+    for stage, message in {
+        "download: {engine: wget, image_size: 32}": r"plan.yaml:4: `download` has no engine `wget`[\s\S]*mmdata",
+        "download: {engine: img2dataset, image_size: 32, passes: 2}": r"plan.yaml:4: .*`passes`",
+        "measure: {engine: img2dataset}": r"plan.yaml:4: .*`engine`",
+    }.items():
+        text = f"name: own\nsource: {{folder: {{path: x}}}}\nstages:\n  - {stage}\n"
+        with pytest.raises(ConfigError, match=message):
+            parse_plan(parse_yaml(text, "plan.yaml"), tmp_path)
+
+
+def test_our_own_engine_may_be_named(tmp_path: Path) -> None:
+    write_list(tmp_path, [{"url": "http://a.example/1.jpg", "text": "a text"}])
+    (tmp_path / "catalog.yaml").write_text("entries: {pairs: {files: [list.jsonl]}}", encoding="utf-8")
+    source = "{catalog: {file: catalog.yaml, entry: pairs}}"
+    text = f"name: own\nsource: {source}\nstages:\n  - download: {{engine: mmdata, image_size: 32}}\n"
+    (stage,) = parse_plan(parse_yaml(text, "plan.yaml"), tmp_path).stages
+    assert stage == Download(image_size=32)
 
 
 def test_a_child_that_does_not_end_is_ended(tmp_path: Path, site: Web) -> None:
