@@ -25,6 +25,9 @@ class Column:
 
 CAPTION = pa.struct([pa.field("text", pa.string()), pa.field("kind", pa.string())])
 
+# Parts of an image, [left, top, right, bottom] each: 0 to 1 of its width and height.
+BOXES = pa.list_(pa.list_(pa.float64()))
+
 # Where the bytes of a media item lie. `set` is a folder of the run (or a foreign one, by URL), `tar` a file in it.
 # `trusted` marks bytes that we encoded ourselves: all others are decoded in the jail.
 PAYLOAD = pa.struct(

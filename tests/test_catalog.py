@@ -69,6 +69,21 @@ def test_datacomp_keeps_its_uid(tmp_path: Path) -> None:
     assert [row["sample_id"] for row in rows] == [UID, UID[::-1]]
     assert rows[0]["clip_l14_similarity_score"] == pytest.approx(0.25)
     assert rows[1]["original_width"] == 800
+    assert [row["face_bboxes"] for row in rows] == [[[0.1, 0.1, 0.2, 0.2]], []]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_box_that_cannot_be_read_costs_its_row(tmp_path: Path, name: str) -> None:
+    boxes = [[[0, 0.5, 1, 1]], None, [[0, 0, 1]], [["a", 0, 1, 1]], "none", [[0, 0, 1, float("inf")]]]
+    if name == "a.csv":
+        cells = [json.dumps(box).replace('"', '""') if box is not None else "" for box in boxes]
+        lines = ["url,faces", *(f'http://a/{number},"{cell}"' for number, cell in enumerate(cells))]
+    else:
+        lines = [json.dumps({"url": f"http://a/{number}", "faces": box}) for number, box in enumerate(boxes)]
+    (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = rows_of(generic(tmp_path, f"files: [{name}], carry: {{faces: boxes}}"))
+    assert [row["faces"] for row in rows] == [[[0.0, 0.5, 1.0, 1.0]], None, None, None, None, None]
+    assert [row[OUTCOME] for row in rows] == [None, None, *["bad_row"] * 4]
 
 
 @pytest.mark.parametrize(

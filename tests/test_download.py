@@ -218,6 +218,18 @@ def test_boxes_are_blurred(tmp_path: Path, web: HostileServer) -> None:
     assert abs(left).mean() > 10 * abs(right).mean()
 
 
+def test_rows_of_one_url_have_all_of_their_boxes_blurred(tmp_path: Path, web: HostileServer) -> None:
+    web.on("/face", http_of(stripes()))
+    urls = [web.url("/face")] * 2
+    columns = {"boxes": pa.array([[], [[0.0, 0.0, 0.5, 1.0]]], pa.list_(pa.list_(pa.float64())))}
+    rows, _ = download(tmp_path, web, stage(robots=False, bbox_col="boxes"), urls, **columns)
+    store = open_store(str(tmp_path))
+    one, other = (fetch_payload(store, row["payload"]) for row in rows)
+    assert one == other
+    plain, _ = download(tmp_path / "plain", web, stage(robots=False), urls[:1])
+    assert one != fetch_payload(open_store(str(tmp_path / "plain")), plain[0]["payload"])
+
+
 def test_what_is_not_obeyed_is_said() -> None:
     this = stage(robots=False, signals={"noai": False})
     assert this.cautions() == ("robots.txt is not obeyed", "the opt-out `noai` is not obeyed")

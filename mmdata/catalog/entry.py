@@ -11,13 +11,13 @@ from pydantic import Field, field_validator
 
 from mmdata.config import Model, build, read_yaml
 from mmdata.errors import ConfigError, did_you_mean
-from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN
+from mmdata.schema import BASE_NAMES, BOXES, PAYLOAD_COLUMN
 
 CARRY_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(), "bool": pa.bool_(), "int32": pa.int32(), "int64": pa.int64(),
-    "float32": pa.float32(), "float64": pa.float64(),
+    "float32": pa.float32(), "float64": pa.float64(), "boxes": BOXES,
 }  # fmt: skip
-CarryType = Literal["string", "bool", "int32", "int64", "float32", "float64"]
+CarryType = Literal["string", "bool", "int32", "int64", "float32", "float64", "boxes"]
 
 # Names under which published datasets keep the same thing; the first one present is taken.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,11 @@ class Columns(Model):
 
 
 class Entry(Model):
-    """One dataset of a catalog. Without `guess` only columns that are named are read; `txt` is a file of one url a line."""
+    """One dataset of a catalog. Without `guess` only columns that are named are read; `txt` is a file of one url a line.
+
+    carry  further columns and their types; `boxes` are lists of [left, top, right, bottom], each 0 to 1 of the image, such as
+           DataComp's `face_bboxes` (lists, or JSON of them in a text)
+    """
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     title: str = ""

@@ -82,7 +82,8 @@ class ParquetList(ListFile):
 
     def _refuse_types(self, schema: pa.Schema) -> None:
         """Refuse a column that cannot hold what is read from it; an id of another type is no id of ours, and is not read."""
-        roles = dict.fromkeys(self.entry.carry, "carry") | dict.fromkeys(self.entry.columns.captions, "captions")
+        roles = {name: "boxes" if kind == "boxes" else "carry" for name, kind in self.entry.carry.items()}
+        roles |= dict.fromkeys(self.entry.columns.captions, "captions")
         roles |= {name: part for part, name in self.parts.items() if part in _ROLES}
         for name, role in roles.items():
             field = schema.field(name)
@@ -128,7 +129,12 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    return _is_text(kind) or _is_texts(kind) or _is_number(kind)
+    return _is_text(kind) or _is_texts(kind) or _is_number(kind) or is_boxes(kind)
+
+
+def is_boxes(kind: pa.DataType) -> bool:
+    """Say whether a column holds lists of lists of numbers."""
+    return _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type)
 
 
 def _is_extension(field: pa.Field) -> bool:
@@ -146,4 +152,5 @@ _ROLES: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "texts": ("lists of text", _is_texts),
     "captions": ("text or lists of it", lambda kind: _is_text(kind) or _is_texts(kind)),
     "carry": ("text, a number or a flag", lambda kind: _is_text(kind) or _is_number(kind)),
+    "boxes": ("lists of boxes", lambda kind: is_boxes(kind) or _is_text(kind)),
 }

@@ -7,6 +7,8 @@ was needed. A url is never mended: it would be another address.
 """
 
 import hashlib
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -196,6 +198,8 @@ def _carry(entry: Entry, raw: Raw, repairs: list[set[str]]) -> tuple[dict[str, p
 
 def _typed(values: list[Any], kind: pa.DataType) -> pa.Array:
     """Return values as a column, or raise when they are not all of a type that needs no look at each."""
+    if pa.types.is_list(kind):
+        return pa.array([_boxes(value) for value in values], kind)
     types = set(map(type, values)) - {type(None)}
     if types <= {str} and not pa.types.is_string(kind):  # the cells of a CSV are all texts, and an empty one is null
         return pa.array([value or None for value in values], pa.string()).cast(kind)
@@ -208,6 +212,11 @@ def _cell(value: object, kind: pa.DataType, repairs: set[str]) -> tuple[object, 
     """Return one value as its column wants it, and whether that was possible. An empty cell of a CSV is null."""
     if value is None or (value == "" and not pa.types.is_string(kind)):
         return None, True
+    if pa.types.is_list(kind):
+        try:
+            return _boxes(value), True
+        except pa.ArrowException:
+            return None, False
     text = _valid(value, repairs) if isinstance(value, str) else value
     try:
         if pa.types.is_string(kind):
@@ -216,3 +225,17 @@ def _cell(value: object, kind: pa.DataType, repairs: set[str]) -> tuple[object, 
         return number.as_py(), True
     except (pa.ArrowException, OverflowError, ValueError):
         return None, False
+
+
+def _boxes(value: object) -> list[list[float]] | None:
+    """Return boxes, from lists or their JSON; raise for what is no list of four numbers each: a face must not be overlooked."""
+    if value is None or value == "":
+        return None
+    try:
+        boxes: Any = json.loads(value) if isinstance(value, str) else value
+        found = [[float(side) for side in box] for box in boxes]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise pa.ArrowTypeError(f"no boxes: {error}") from None
+    if not all(len(box) == 4 and all(map(math.isfinite, box)) for box in found):
+        raise pa.ArrowTypeError("a box is four numbers")
+    return found

@@ -89,7 +89,8 @@ class Flags(Model):
     @property
     def columns(self) -> dict[str, str]:
         """What stands before `url` in every row: names in the run and names in the layout, in img2dataset's order."""
-        own = {name: name for name in self.save_additional_columns or ()}
+        boxes = [self.bbox_col] if self.bbox_col is not None else []  # kept too, as there
+        own = {name: name for name in (*(self.save_additional_columns or ()), *boxes)}
         caption = {"text": "caption"} if self.caption_col is not None else {}
         return own | caption | ({self.verify_hash[0]: self.verify_hash[1]} if self.verify_hash else {})
 
@@ -120,8 +121,6 @@ def check(flags: Flags) -> list[str]:
         if getattr(flags, name) in values:
             raise ConfigError(f"--{name} {getattr(flags, name)}: {why}", hint=instead)
     _check_hash(flags)
-    if flags.bbox_col is not None:
-        raise ConfigError("--bbox_col: boxes are not read from lists of urls", hint="`download: {bbox_col: ...}` in a plan blurs")
     if "://" in flags.url_list:
         raise ConfigError(f"--url_list {flags.url_list}: lists are read from a local disk", hint="copy it here")
     if flags.disallowed_header_directives is not None and not set(_DIRECTIVES) <= set(flags.disallowed_header_directives):
@@ -149,6 +148,7 @@ def _check_hash(flags: Flags) -> None:
 def plan_of(flags: Flags) -> Plan:
     """Return the plan that the flags ask for; raise ConfigError for what the download stage cannot do."""
     columns = [*(flags.save_additional_columns or ()), *([flags.verify_hash[0]] if flags.verify_hash else [])]
+    columns += [flags.bbox_col] if flags.bbox_col is not None and flags.bbox_col not in columns else []
     source = UrlList(
         path=flags.url_list, format=flags.input_format, url=flags.url_col, caption=flags.caption_col,
         columns=tuple(columns), partition_rows=flags.number_sample_per_shard,
@@ -175,4 +175,5 @@ def _download(flags: Flags) -> dict[str, Any]:
     seconds = min(flags.timeout, 3600)
     limits = {"connect_s": seconds, "headers_s": seconds, "idle_s": seconds, "retries": min(flags.retries, 10)}
     contact = {"contact": flags.user_agent_token} if flags.user_agent_token else {}
+    fields |= {"bbox_col": flags.bbox_col} if flags.bbox_col is not None else {}
     return {**fields, "limits": limits, "connections": min(flags.thread_count, 4096), **contact}

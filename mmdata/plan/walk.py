@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mmdata.errors import ConfigError, did_you_mean
-from mmdata.schema import IMAGE, PAYLOAD_COLUMN
+from mmdata.schema import BOXES, IMAGE, PAYLOAD_COLUMN
 from mmdata.stages.verbs import Filter, GlobalFilter, Map, Source, Split, Stage
 
 MAX_SPLITS = 2  # a child's row number holds its ancestors' (20 bits a level)
@@ -87,6 +87,10 @@ def _check_types(stage: Stage, fields: dict[str, pa.Field], index: int) -> None:
         kind = fields[column].type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise StepError(f"`{stage.name}` needs numbers, but `{column}` is {kind}", hint="name a numeric column", index=index)
+    for column in stage.boxes():
+        if fields[column].type != BOXES:
+            kind, hint = fields[column].type, f"carry it as boxes: `carry: {{{column}: boxes}}`"
+            raise StepError(f"`{stage.name}` needs boxes, but `{column}` is {kind}", hint=hint, index=index)
 
 
 def cuts(before: Stage, after: Stage) -> bool:

@@ -68,8 +68,11 @@ class Download(Map, Resize):
     def reads(self) -> tuple[str, ...]:
         """Read the url; text and id travel into the layout's own files."""
         asked = [self.verify_hash.column] if self.verify_hash is not None else []
-        boxes = [self.bbox_col] if self.bbox_col is not None else []
-        return ("url", "text", "media", "sample_id", *asked, *boxes)
+        return ("url", "text", "media", "sample_id", *asked, *self.boxes())
+
+    def boxes(self) -> tuple[str, ...]:
+        """Return the column of what is to be blurred."""
+        return () if self.bbox_col is None else (self.bbox_col,)
 
     def inputs(self) -> tuple[str, ...]:
         """Return the SHA-256 of the deny lists."""

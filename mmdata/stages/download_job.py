@@ -130,12 +130,16 @@ class DownloadJob:
                     break
                 batch.append(more)
                 size += len(more[1].body)
-            boxes = None if self.stage.bbox_col is None else [self.rows[rows[0]][self.stage.bbox_col] or () for rows, _ in batch]
+            boxes = None if self.stage.bbox_col is None else [self._boxes(rows, self.stage.bbox_col) for rows, _ in batch]
             answers = [answer for _, answer in batch]
             made = await loop.run_in_executor(pool, self.kitchen.cook, jail, answers, boxes)
             for (indices, answer), dish in zip(batch, made, strict=True):
                 self._serve(indices, answer, dish, spool)
             self._wait(fetcher, -size)
+
+    def _boxes(self, rows: list[int], column: str) -> list[list[float]]:
+        """Return what any row of a url wants blurred: they share one image."""
+        return [box for row in rows for box in self.rows[row][column] or ()]
 
     def _wait(self, fetcher: Fetcher, num_bytes: int) -> None:
         """Count bytes that wait for a decoder, or are done; while too many wait no request starts."""

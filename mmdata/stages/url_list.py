@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mmdata.catalog import Columns, Entry, open_list
 from mmdata.catalog.entry import CARRY_TYPES, CarryType
 from mmdata.catalog.files import list_files
+from mmdata.catalog.parquet import is_boxes
 from mmdata.errors import ConfigError, did_you_mean
 from mmdata.stages.sources import Listed
 
@@ -100,6 +101,8 @@ def _kind_of_type(path: Path, name: str, schema: pa.Schema) -> CarryType:
         raise ConfigError(f"{path}: has no column `{name}`", hint=did_you_mean(name, schema.names))
     kind = schema.field(name).type
     known: dict[pa.DataType, CarryType] = {carried: word for word, carried in CARRY_TYPES.items()}  # type: ignore[misc]
+    if is_boxes(kind):
+        return "boxes"
     if kind in known:
         return known[kind]
     if pa.types.is_integer(kind):
@@ -114,6 +117,8 @@ def _kind_of_type(path: Path, name: str, schema: pa.Schema) -> CarryType:
 def _kind_of(values: list[Any]) -> CarryType:
     """Return the narrowest type that holds the values of a JSON or CSV list."""
     values = [value for value in values if value not in (None, "")]
+    if values and all(isinstance(value, list) for value in values):
+        return "boxes"
     if values and all(isinstance(value, str) for value in values):
         return _kind_of_cells(values)
     for kind, word in _BY_TYPE:

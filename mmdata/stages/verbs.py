@@ -137,6 +137,10 @@ class Stage(Definition):
         """Return those of its columns that must hold numbers."""
         return ()
 
+    def boxes(self) -> tuple[str, ...]:
+        """Return those of its columns that must hold boxes, `carry: {NAME: boxes}` of a catalog."""
+        return ()
+
 
 class Map(Stage, ABC):
     """Adds columns."""

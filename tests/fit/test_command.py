@@ -75,7 +75,6 @@ def test_flags_and_defaults_are_img2datasets() -> None:
         ({"compute_hash": "md5"}, "--compute_hash md5: the run records SHA-256"),
         ({"distributor": "pyspark"}, "--distributor pyspark: there is no Spark executor"),
         ({"verify_hash": ["md5", "md5"]}, "--verify_hash md5: not the hash of --compute_hash"),
-        ({"bbox_col": "faces"}, "--bbox_col: boxes are not read from lists of urls"),
         ({"disallowed_header_directives": []}, "opt-outs are not switched off by this"),
         ({"url_list": "s3://bucket/list.txt"}, "lists are read from a local disk"),
     ],
@@ -161,6 +160,21 @@ def test_rows_that_are_no_urls_are_in_the_parquet_too(tmp_path: Path, site: Web)
         ("000000000", "unknown url type"), ("000000001", None), ("000000002", "unknown url type"),
     ]  # fmt: skip
     assert (tmp_path / "out/00000/000000001.jpg").exists()
+
+
+def test_faces_are_blurred_as_a_column_says(tmp_path: Path, site: Web) -> None:
+    url = site.url("/good/1.jpg")
+    rows: list[dict[str, object]] = [{"url": url, "faces": [[0, 0, 1, 1]]}, {"url": f"{url}?plain", "faces": []}]
+    run(
+        site, url_list=str(write_list(tmp_path, rows)), input_format="jsonl", output_folder=str(tmp_path / "out"),
+        bbox_col="faces",
+    )  # fmt: skip
+    table = pq.read_table(tmp_path / "out/00000.parquet").to_pylist()
+    assert [(row["faces"], row["status"]) for row in table] == [([[0.0, 0.0, 1.0, 1.0]], "success"), ([], "success")]
+    blurred, plain = ((tmp_path / f"out/00000/00000000{number}.jpg").read_bytes() for number in (0, 1))
+    assert blurred != plain
+    with pytest.raises(ConfigError, match="`download` needs boxes, but `faces` is string"):
+        plan_of(flags(url_list=str(write_list(tmp_path, [{"url": url, "faces": "x"}])), input_format="jsonl", bbox_col="faces"))
 
 
 @pytest.mark.fault("Q01")
