@@ -123,13 +123,20 @@ def check(flags: Flags) -> list[str]:
     _check_hash(flags)
     if "://" in flags.url_list:
         raise ConfigError(f"--url_list {flags.url_list}: lists are read from a local disk", hint="copy it here")
-    if flags.disallowed_header_directives is not None and not set(_DIRECTIVES) <= set(flags.disallowed_header_directives):
-        raise ConfigError(
-            f"--disallowed_header_directives {list(flags.disallowed_header_directives)}: opt-outs are not switched off by this",
-            hint="a plan can switch one off, by name, and its manifest says so",
-        )
+    for word in flags.disallowed_header_directives or ():
+        if word not in _DIRECTIVES:
+            raise ConfigError(
+                f"--disallowed_header_directives: `{word}` is not looked for", hint=f"known: {', '.join(_DIRECTIVES)}"
+            )
     told = [f"--{name}: {why}" for name, why in _PASSED_OVER.items() if name in flags.changed()]
+    told += [f"--disallowed_header_directives: `{word}` is not obeyed; the manifest says so" for word in _switched_off(flags)]
     return [*told, "robots.txt and every opt-out are obeyed, and hosts are asked politely; img2dataset does neither"]
+
+
+def _switched_off(flags: Flags) -> list[str]:
+    """Return the directives that a user took off the list, by leaving them out."""
+    given = flags.disallowed_header_directives
+    return [] if given is None else [word for word in _DIRECTIVES if word not in given]
 
 
 def _check_hash(flags: Flags) -> None:
@@ -176,4 +183,5 @@ def _download(flags: Flags) -> dict[str, Any]:
     limits = {"connect_s": seconds, "headers_s": seconds, "idle_s": seconds, "retries": min(flags.retries, 10)}
     contact = {"contact": flags.user_agent_token} if flags.user_agent_token else {}
     fields |= {"bbox_col": flags.bbox_col} if flags.bbox_col is not None else {}
+    fields |= {"signals": dict.fromkeys(off, False)} if (off := _switched_off(flags)) else {}
     return {**fields, "limits": limits, "connections": min(flags.thread_count, 4096), **contact}

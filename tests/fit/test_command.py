@@ -75,7 +75,7 @@ def test_flags_and_defaults_are_img2datasets() -> None:
         ({"compute_hash": "md5"}, "--compute_hash md5: the run records SHA-256"),
         ({"distributor": "pyspark"}, "--distributor pyspark: there is no Spark executor"),
         ({"verify_hash": ["md5", "md5"]}, "--verify_hash md5: not the hash of --compute_hash"),
-        ({"disallowed_header_directives": []}, "opt-outs are not switched off by this"),
+        ({"disallowed_header_directives": ["nobots"]}, "`nobots` is not looked for[\\s\\S]*known: noai,"),
         ({"url_list": "s3://bucket/list.txt"}, "lists are read from a local disk"),
     ],
 )
@@ -97,6 +97,17 @@ def test_flags_that_mean_nothing_here_are_told_of() -> None:
     told = check(flags(enable_wandb=True, subjob_size=5))
     assert [line.split(":")[0] for line in told[:2]] == ["--enable_wandb", "--subjob_size"]
     assert told[2].startswith("robots.txt and every opt-out are obeyed")
+
+
+def test_a_directive_left_out_is_switched_off_and_told(tmp_path: Path) -> None:
+    (tmp_path / "urls.txt").write_text("http://example.org/a.jpg\n", encoding="utf-8")
+    asked = flags(url_list=str(tmp_path / "urls.txt"), disallowed_header_directives=["noai", "noimageai"])
+    assert check(asked)[0] == "--disallowed_header_directives: `noindex` is not obeyed; the manifest says so"
+    assert plan_of(asked).cautions == [f"download: the opt-out `{name}` is not obeyed" for name in ("noindex", "noimageindex")]
+    usual = flags(
+        url_list=str(tmp_path / "urls.txt"), disallowed_header_directives=["noai", "noimageai", "noindex", "noimageindex"]
+    )
+    assert plan_of(usual).cautions == []
 
 
 def test_the_flags_become_a_plan(tmp_path: Path) -> None:
