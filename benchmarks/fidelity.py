@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -46,9 +47,9 @@ def stored(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def members(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Return url and bytes of every image in the tars of a folder."""
+    """Return url and bytes of every image in the tars of a folder; the tar of a run that was stopped ends anywhere."""
     for path in sorted(folder.rglob("*.tar")):
-        with tarfile.open(path) as tar:
+        with suppress(tarfile.ReadError), tarfile.open(path) as tar:
             image = b""
             for member in tar:
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
