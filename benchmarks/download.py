@@ -32,7 +32,7 @@ from mmdata.stages.download import Download
 IMAGE_PX = 256
 TIMEOUT_S = 240.0
 PSNR_IMAGES = 500
-# The peer's best on two cores by `--sweep`: processes, threads.
+# Of the peer, on two cores; `--sweep` tries others: processes, threads.
 PEER_COUNTS = (2, 32)
 RESIZE = {"image_size": IMAGE_PX, "resize_mode": "keep_ratio_largest", "encode_quality": 95}
 HAS_DECODE = "decode" in Download.model_fields
@@ -257,7 +257,7 @@ def notes(found: list[Run], options: argparse.Namespace) -> str:
 
 
 def _peer_note() -> str:
-    counts = f"processes_count {PEER_COUNTS[0]} and thread_count {PEER_COUNTS[1]}, the best of `--sweep`"
+    counts = f"processes_count {PEER_COUNTS[0]} and thread_count {PEER_COUNTS[1]} (`--sweep` tries others)"
     return f"The peer runs with {counts}, its other options at their defaults (timeout 10)."
 
 
