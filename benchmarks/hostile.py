@@ -93,7 +93,8 @@ def network(who: str, folder: Path) -> tuple[list[Verdict], Manners]:
     with hostile_server() as server:
         rows = faults(server, str(local))
         cost, stored = download(who, server, [row.url for row in rows], folder / f"{who}-list")
-        verdicts = [Verdict(who, row.ident, row.what, _judge(who, row, server, stored)) for row in rows]
+        named = {row: row.what.replace(f":{server.port}", "") for row in rows}
+        verdicts = [Verdict(who, row.ident, named[row], _judge(who, row, server, stored)) for row in rows]
         verdicts.append(Verdict(who, "I10", "the whole list ends", "" if cost.ended else f"stopped after {TIMEOUT_S:.0f} s"))
         opted = sum(max(0, len(_asked(row, server)) - 1) for row in rows if row.opt_out)
         early = sum("before" in verdict.why for verdict in verdicts)
