@@ -193,10 +193,11 @@ def some_stages(random_: random.Random) -> tuple[Stage, ...]:
         Trap(),
         TrapSplit(),
     ]
+    near = [stage for place, stage in enumerate(near) if stage not in near[:place]]  # the same twice is refused
     stages: list[Stage] = random_.sample(near, random_.randrange(1, 4))
     far = [Keep(column="height", at_least=random_.choice([1, 24])), Keep(column="bytes", at_most=random_.choice([120, 9_000]))]
     stages += [Measure(resources=Resources(cpus=random_.choice([1, 1, 2]))), *random_.sample(far, random_.randrange(3))]
-    ways = [("text", "all"), ("text", "kept"), ("sample_id", "all"), ("sample_id", "kept")]  # the same twice is refused
+    ways = [("text", "all"), ("text", "kept"), ("sample_id", "all"), ("sample_id", "kept")]
     for by, over in random_.sample(ways, random_.randrange(3)):
         stages.insert(random_.randrange(len(stages) + 1), Dedupe(by=by, over=over))
     return tuple(stages)
