@@ -1,6 +1,6 @@
 # make setup   .venv with everything      make demo   the main job on the bundled set
 # make test    checks and all tests       make check  lint, types, import contracts
-# make gauntlet  every fault with all its seeds (an hour), and the page benchmarks/results/gauntlet.md
+# make gauntlet  every fault with all its seeds (two hours), and the page benchmarks/results/gauntlet.md
 
 VENV ?= .venv
 PYTHON ?= python3
