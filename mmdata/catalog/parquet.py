@@ -129,11 +129,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    return _is_text(kind) or _is_texts(kind) or _is_number(kind) or is_boxes(kind)
+    return _is_text(kind) or _is_texts(kind) or _is_number(kind) or _is_boxes(kind)
 
 
-def is_boxes(kind: pa.DataType) -> bool:
-    """Say whether a column holds lists of lists of numbers."""
+def _is_boxes(kind: pa.DataType) -> bool:
     return _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type)
 
 
@@ -152,5 +151,5 @@ _ROLES: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "texts": ("lists of text", _is_texts),
     "captions": ("text or lists of it", lambda kind: _is_text(kind) or _is_texts(kind)),
     "carry": ("text, a number or a flag", lambda kind: _is_text(kind) or _is_number(kind)),
-    "boxes": ("lists of boxes", lambda kind: is_boxes(kind) or _is_text(kind)),
+    "boxes": ("lists of boxes", lambda kind: _is_boxes(kind) or _is_text(kind)),
 }

@@ -142,27 +142,28 @@ class RayExecutor:
 
     def _begin_waiting(self) -> None:
         """Begin what there is room for: in Ray's own queue nobody could tell a task that waits from one that works."""
+        free = self._free_cpus()
         for flight in sorted(self._waiting, key=lambda flight: not self._seats.has_idle(flight.task.gpus)):
             try:
-                self._begin(flight)
+                self._begin(flight, free)
             except Exception as error:  # noqa: BLE001 - it ends this attempt, not those behind it
                 wrapped = PartitionError(f"{flight.task.label}: {brief(error)}")
                 self._settle(flight, error if isinstance(error, MmdataError) else wrapped)
             if flight.ref is not None or flight.done.done():
                 self._waiting.remove(flight)
+            if flight.ref is not None and flight.seat is None:
+                free -= flight.task.cpus
 
-    def _begin(self, flight: _Flight) -> None:
-        """Give a task to a worker, or to an actor, if one has room."""
+    def _begin(self, flight: _Flight, free: float) -> None:
+        """Give a task to a worker, if that many CPUs are free, or to an actor, if one has room."""
         task, view = flight.task, flight.view
         if flight.done.done():
             return
-        if not self._has_room(task):
-            raise PartitionError(f"{task.label}: the node that had room for it is gone")
         if task.holds_model or task.gpus:
             flight.seat = self._seats.take(task.gpus)
             if flight.seat is not None:
                 self._follow(flight, flight.seat.handle.run.remote(task, view))
-        elif task.cpus <= self._free_cpus():
+        elif task.cpus <= free:
             self._follow(flight, self._task.options(num_cpus=task.cpus).remote(task, view))
 
     def _free_cpus(self) -> float:
@@ -242,8 +243,11 @@ class RayExecutor:
                 return
 
     def _look_again(self) -> None:
+        """See who joined, whose room is taken at once, and who is lost: what only they could do must not wait for ever."""
         self._look()
-        self._begin_waiting()  # where a node joined there is room, and what only a lost one could do must not wait
+        for flight in [flight for flight in self._waiting if not self._has_room(flight.task)]:
+            self._settle(flight, PartitionError(f"{flight.task.label}: the node that had room for it is gone"))
+        self._begin_waiting()
 
     def _look(self) -> None:
         """See which nodes there are: others may join while we work, and some be lost."""

@@ -132,8 +132,9 @@ def open_image(data: bytes) -> Opened:
     check_pixels(image.size)
     kind = str(image.format).lower()
     with _as_outcomes():
-        if kind not in ("jpeg", "mpo", "webp") and not (kind == "png" and not any(name in data for name in _PNG_TEXTS)):
-            image.load()  # PNG may hold its EXIF behind the pixels
+        late = kind == "png" and any(name in data for name in _PNG_TEXTS)  # its EXIF may stand behind the pixels
+        if late or kind not in ("jpeg", "mpo", "webp", "png"):
+            image.load()
         told = any(image.info.get(name) for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
         orientation = image.getexif().get(_ORIENTATION, 1) if told else 1
     size = image.size

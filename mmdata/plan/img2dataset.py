@@ -130,7 +130,8 @@ def check(flags: Flags) -> list[str]:
             )
     told = [f"--{name}: {why}" for name, why in _PASSED_OVER.items() if name in flags.changed()]
     told += [f"--disallowed_header_directives: `{word}` is not obeyed; the manifest says so" for word in _switched_off(flags)]
-    return [*told, "robots.txt and every opt-out are obeyed, and hosts are asked politely; img2dataset does neither"]
+    every = "every other opt-out" if _switched_off(flags) else "every opt-out"
+    return [*told, f"robots.txt and {every} are obeyed, and hosts are asked politely; img2dataset does neither"]
 
 
 def _switched_off(flags: Flags) -> list[str]:
@@ -155,10 +156,10 @@ def _check_hash(flags: Flags) -> None:
 def plan_of(flags: Flags) -> Plan:
     """Return the plan that the flags ask for; raise ConfigError for what the download stage cannot do."""
     columns = [*(flags.save_additional_columns or ()), *([flags.verify_hash[0]] if flags.verify_hash else [])]
-    columns += [flags.bbox_col] if flags.bbox_col is not None and flags.bbox_col not in columns else []
+    boxes = (flags.bbox_col,) if flags.bbox_col is not None else ()
     source = UrlList(
         path=flags.url_list, format=flags.input_format, url=flags.url_col, caption=flags.caption_col,
-        columns=tuple(columns), partition_rows=flags.number_sample_per_shard,
+        columns=tuple(name for name in columns if name not in boxes), boxes=boxes, partition_rows=flags.number_sample_per_shard,
     )  # fmt: skip
     plan = Plan(name="img2dataset", source=(source,), stages=(build(Download, Document("img2dataset", _download(flags))),))
     plan.check()

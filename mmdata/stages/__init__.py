@@ -38,7 +38,7 @@ def named(verb: type[Definition]) -> dict[str, type[Definition]]:
 
 
 def engines_of(verb: type[Definition], name: str) -> dict[str, type[Definition]]:
-    """Return who may do a stage's work, by what `engine:` says: `NAME_ENGINE` is that stage by another engine."""
+    """Return who may do a stage's work, by what its `engine:` says; nothing for a stage that only one class does."""
     known = named(verb)
-    others = {other.removeprefix(f"{name}_"): cls for other, cls in known.items() if other.startswith(f"{name}_")}
+    others = {cls.engine_of[1]: cls for cls in known.values() if cls.engine_of is not None and cls.engine_of[0] == name}
     return {"mmdata": known[name], **others} if others else {}

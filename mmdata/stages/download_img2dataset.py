@@ -135,6 +135,7 @@ class DownloadImg2dataset(Map, Resize):
     """
 
     name: ClassVar[str] = "download_img2dataset"
+    engine_of: ClassVar[tuple[str, str] | None] = ("download", "img2dataset")
     whole: ClassVar[bool] = True
     transient: ClassVar[tuple[str, ...]] = (*TRANSIENT, "throttled", "tls", "http_4xx", "bad_response")
     not_in_key: ClassVar[set[str]] = {"resources", "connections"}

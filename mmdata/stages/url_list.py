@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from mmdata.catalog import Columns, Entry, open_list
 from mmdata.catalog.entry import CARRY_TYPES, CarryType
 from mmdata.catalog.files import list_files
-from mmdata.catalog.parquet import is_boxes
 from mmdata.errors import ConfigError, did_you_mean
 from mmdata.stages.sources import Listed
 
@@ -26,7 +25,7 @@ _BY_TYPE: tuple[tuple[type, CarryType], ...] = ((bool, "bool"), (int, "int64"), 
 
 
 class UrlList(Listed):
-    """Rows of url lists; columns named in `columns` are carried along.
+    """Rows of url lists; columns named in `columns` are carried along, those in `boxes` as boxes of an image.
 
     path     a file, or a folder of which all files with the format's suffix are read, in order of their names
     url      the column of urls        caption  the column of texts; none are read without it
@@ -39,12 +38,14 @@ class UrlList(Listed):
     url: str = "url"
     caption: str | None = None
     columns: tuple[str, ...] = ()
+    boxes: tuple[str, ...] = ()
 
     @cached_property
     def definition(self) -> Entry:
         """How the files are read."""
         plain = self._entry({})
-        return self._entry(_kinds(plain, self._first(plain), self.columns)) if self.columns else plain
+        kinds = _kinds(plain, self._first(plain), self.columns) if self.columns else {}
+        return self._entry(kinds | dict.fromkeys(self.boxes, "boxes"))
 
     @property
     def root(self) -> Path:
@@ -101,8 +102,6 @@ def _kind_of_type(path: Path, name: str, schema: pa.Schema) -> CarryType:
         raise ConfigError(f"{path}: has no column `{name}`", hint=did_you_mean(name, schema.names))
     kind = schema.field(name).type
     known: dict[pa.DataType, CarryType] = {carried: word for word, carried in CARRY_TYPES.items()}  # type: ignore[misc]
-    if is_boxes(kind):
-        return "boxes"
     if kind in known:
         return known[kind]
     if pa.types.is_integer(kind):
@@ -117,8 +116,6 @@ def _kind_of_type(path: Path, name: str, schema: pa.Schema) -> CarryType:
 def _kind_of(values: list[Any]) -> CarryType:
     """Return the narrowest type that holds the values of a JSON or CSV list."""
     values = [value for value in values if value not in (None, "")]
-    if values and all(isinstance(value, list) for value in values):
-        return "boxes"
     if values and all(isinstance(value, str) for value in values):
         return _kind_of_cells(values)
     for kind, word in _BY_TYPE:

@@ -103,10 +103,14 @@ SplitFn = Callable[[Batch], tuple[np.ndarray, pa.Table]]
 
 
 class Definition(Model):
-    """What all verbs share: a name in YAML and a version number that changes when results do."""
+    """What all verbs share: a name in YAML and a version number that changes when results do.
+
+    engine_of  (name, engine) where this is another's work by another engine: `name: {engine: engine}` asks for it
+    """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    engine_of: ClassVar[tuple[str, str] | None] = None
 
 
 class Stage(Definition):

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmdata.cli.img2dataset import parse
-from mmdata.config import Document, build
+from mmdata.config import Document, build, parse_yaml
 from mmdata.engine import Task, TaskReport
 from mmdata.errors import ConfigError
 from mmdata.executors import InlineExecutor
+from mmdata.plan import parse_plan
 from mmdata.plan.img2dataset import Flags, check, plan_of
 from mmdata.report.export import Exported
 from mmdata.report.like_img2dataset import Job
@@ -184,8 +185,28 @@ def test_faces_are_blurred_as_a_column_says(tmp_path: Path, site: Web) -> None:
     assert [(row["faces"], row["status"]) for row in table] == [([[0.0, 0.0, 1.0, 1.0]], "success"), ([], "success")]
     blurred, plain = ((tmp_path / f"out/00000/00000000{number}.jpg").read_bytes() for number in (0, 1))
     assert blurred != plain
-    with pytest.raises(ConfigError, match="`download` needs boxes, but `faces` is string"):
-        plan_of(flags(url_list=str(write_list(tmp_path, [{"url": url, "faces": "x"}])), input_format="jsonl", bbox_col="faces"))
+    cells = f'url,faces\n{url},"[[0, 0, 1, 1]]"\n{url}?plain,\n{url}?bad,x\n'
+    (tmp_path / "list.csv").write_text(cells, encoding="utf-8")
+    run(
+        site, url_list=str(tmp_path / "list.csv"), input_format="csv", output_folder=str(tmp_path / "cells"), bbox_col="faces",
+        save_additional_columns=["faces"],
+    )  # fmt: skip
+    table = pq.read_table(tmp_path / "cells/00000.parquet").to_pylist()
+    assert [row["faces"] for row in table] == [[[0.0, 0.0, 1.0, 1.0]], None, None]
+    assert [row["status"] for row in table] == ["success", "success", "failed_to_download"]
+    assert (tmp_path / "cells/00000/000000000.jpg").read_bytes() == blurred
+
+
+def test_boxes_are_blurred_from_a_column_of_boxes_only(tmp_path: Path) -> None:
+    write_list(tmp_path, [{"url": "http://a.example/1.jpg", "text": "a", "faces": "x"}])
+    (tmp_path / "catalog.yaml").write_text("entries: {x: {files: [list.jsonl], carry: {faces: string}}}", encoding="utf-8")
+    text = (
+        "name: x\nsource: {catalog: {file: catalog.yaml, entry: x}}\nstages:\n  - download: {image_size: 32, bbox_col: faces}\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"plan.yaml:4: `download` needs boxes, but `faces` is string[\s\S]*carry: {faces: boxes}"
+    ):
+        parse_plan(parse_yaml(text, "plan.yaml"), tmp_path)
 
 
 @pytest.mark.fault("Q01")
