@@ -103,6 +103,12 @@ def duplicates(rows: list[tuple[str, float | None, int]], order: list[int]) -> l
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _polars() -> None:
+    """Load polars, which dedupe does at its first call: that is no example's time."""
+    duplicates([("a", None, 0)], [0])
+
+
 @given(ROWS, st.randoms(use_true_random=False))
 def test_dedupe_keeps_one_of_each_whatever_the_order(rows: list[tuple[str, float | None, int]], random: object) -> None:
     order = list(range(len(rows)))
