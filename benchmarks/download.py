@@ -3,7 +3,7 @@
     python -m benchmarks.download [--quick] [--json FILE] [--cache FOLDER] [--images N] [--runs N] [--cases NAME ...] [--sweep]
 
 Each run is a process tree of its own, and all its CPU time counts, start and end included. Runs alternate. The web is
-outside of every tree. `--sweep` tries numbers of processes and threads for the peer instead.
+outside of every tree. `--sweep` tries numbers of processes and threads for the peer instead, and writes a page of them.
 """
 
 import argparse
@@ -49,6 +49,13 @@ until the end.
 """
 
 
+SWEEP = """# download: the peer's setting
+
+Made by `python -m benchmarks.download --sweep`: img2dataset {peer} on `large`, {rows} rows, one run each; milliseconds a good
+image. The benchmark runs it with the setting of the least wall time.
+
+| processes_count | thread_count | CPU ms | wall ms | good rows |
+|---|---|---|---|---|"""
 CURVE = (
     "Ours with more and more bad rows, once each; `rate` is the rate of good rows beside that of a clean list.", "",
     "| bad rows | good rows | ms a good row until the last was served | rate | CPU ms a good row | end, s |",
@@ -198,11 +205,13 @@ def curve(bench: Bench, runs: int) -> list[Run]:
 
 
 def sweep(bench: Bench) -> None:
-    """Print what the peer costs by numbers of processes and threads."""
+    """Write a page of what the peer costs on `large` by numbers of processes and threads, one run each."""
+    lines = [SWEEP.format(rows=bench.num_rows, peer=version("img2dataset"))]
     for processes in (1, 2, 4):
         for threads in (8, 16, 32, 64):
             run = bench.peer("sweep", counts=(processes, threads))
-            print(f"processes_count {processes}, thread_count {threads}: {run.cpu_ms:.3f} ms CPU, {run.wall_ms:.3f} ms wall")
+            lines.append(f"| {processes} | {threads} | {run.cpu_ms:.2f} | {run.wall_ms:.2f} | {run.good} |")
+    (HERE / "results/download-peer.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 CASES = {"large": large, "small": small, "dirty": dirty, "curve": curve}
@@ -257,7 +266,7 @@ def notes(found: list[Run], options: argparse.Namespace) -> str:
 
 
 def _peer_note() -> str:
-    counts = f"processes_count {PEER_COUNTS[0]} and thread_count {PEER_COUNTS[1]} (`--sweep` tries others)"
+    counts = f"processes_count {PEER_COUNTS[0]} and thread_count {PEER_COUNTS[1]} (download-peer.md has others)"
     return f"The peer runs with {counts}, its other options at their defaults (timeout 10)."
 
 
@@ -269,14 +278,14 @@ def _arguments() -> argparse.Namespace:
         "--cache", type=Path, default=Path.home() / ".cache/mmdata-bench", help="where packages and images are kept"
     )
     parser.add_argument("--images", type=int, default=3000, help="how many different images")
-    parser.add_argument("--rows", type=int, help="how many rows a run; default: each image under three urls")
+    parser.add_argument("--rows", type=int, help="how many rows a run; default: each image under four urls")
     parser.add_argument("--runs", type=int, default=5, help="how many alternating runs")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="which cases")
     parser.add_argument("--sweep", action="store_true", help="only try the peer's counts of processes and threads")
     options = parser.parse_args()
     if options.quick:
         options.images, options.runs = 600, 1
-    options.rows = options.rows or options.images * (1 if options.quick else 3)
+    options.rows = options.rows or options.images * (1 if options.quick else 4)
     return options
 
 

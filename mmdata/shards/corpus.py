@@ -12,7 +12,6 @@ Samples lie in the order of the tars. Offsets count 512-byte tar blocks, so 4 by
 
 import io
 import os
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +19,7 @@ import numpy as np
 import xxhash
 
 from mmdata.errors import RunError
+from mmdata.shards.members import TAR_BLOCK, members
 from mmdata.shards.sealed import RESTORE, Manifest, read_manifest
 from mmdata.storage import Store, digest_bytes, open_store
 
@@ -35,9 +35,6 @@ BLOCK_DTYPE = np.dtype([
 ID_DTYPE = np.dtype("u8,u8")
 KINDS = ("text", "image", "video")
 SUFFIXES = ("txt", "jpg", "png", "webp", "gif", "avif", "mp4")
-TAR_BLOCK = 512
-
-_OCTAL = re.compile(rb"[0-7]{11}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Corpus:
         A text block without a file of its own (documents) lies in `json`.
         """
         try:
-            return dict(_members(self._bytes(index)))
+            return dict(members(self._bytes(index)))
         except FileNotFoundError:
             problem = "cannot be read: the shard is missing"
         except OSError as error:
@@ -169,16 +166,3 @@ def open_corpus(url: str) -> Corpus:
     """Open a corpus by its folder; the manifest is checked by its own digest."""
     store = open_store(url)
     return Corpus(store, *read_manifest(store))
-
-
-def _members(data: bytes) -> list[tuple[str, bytes]]:
-    """Cut the tar bytes of one sample into members: suffix after the first dot, data."""
-    members, at = [], 0
-    while at < len(data):
-        name, size = data[at : at + 100].rstrip(b"\0").decode(errors="replace"), data[at + 124 : at + 135]
-        if not _OCTAL.fullmatch(size):
-            raise RunError(f"holds no tar header after {at} bytes")
-        end = at + TAR_BLOCK + int(size, 8)
-        members.append((name.partition(".")[2], data[at + TAR_BLOCK : end]))
-        at = -(-end // TAR_BLOCK) * TAR_BLOCK
-    return members

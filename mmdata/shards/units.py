@@ -15,7 +15,8 @@ import xxhash
 
 from mmdata.errors import RunError
 from mmdata.schema import PAYLOAD
-from mmdata.shards.corpus import BLOCK_DTYPE, ID_DTYPE, KINDS, SAMPLE_DTYPE, SUFFIXES, TAR_BLOCK
+from mmdata.shards.corpus import BLOCK_DTYPE, ID_DTYPE, KINDS, SAMPLE_DTYPE, SUFFIXES
+from mmdata.shards.members import TAR_BLOCK
 from mmdata.shards.tar import BLOCK, RECORD, Member, TarFile, member_bytes, tar_bytes
 from mmdata.storage import Store, digest_bytes, digest_file, open_store
 

@@ -17,8 +17,9 @@ import numpy as np
 import xxhash
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.shards.corpus import TAR_BLOCK, Corpus, open_corpus
+from mmdata.shards.corpus import Corpus, open_corpus
 from mmdata.shards.manifest import listings
+from mmdata.shards.members import TAR_BLOCK
 from mmdata.shards.sealed import INDEX_FILES, MANIFEST, RESTORE
 from mmdata.storage import open_store
 
