@@ -2,15 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from mmdata.config import parse_yaml
 from mmdata.plan import parse_plan
 from mmdata.schema import ROW
 from mmdata.stages.verbs import Batch, Map, WorkerContext
 from mmdata.storage import open_store
+from tests.corpus import make_corpus
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +47,22 @@ def test_the_readmes_own_list_is_a_plan() -> None:
     assert [source.label() for source in plan.source] == ["catalog:own"]
 
 
+def test_the_loaders_examples_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("web", "docs"):
+        (tmp_path / name).mkdir()
+    corpora = [make_corpus(tmp_path / name, num=40) for name in ("web", "docs")]
+    space: dict[str, Any] = {"CORPUS": corpora[0], "OTHER": corpora[1]}
+    examples = blocks("docs/loader.md", "python")
+    assert len(examples) == 4
+    for example in examples:
+        exec(example, space)
+    assert "40 samples" in capsys.readouterr().out
+    assert space["pixels"].shape == (8, 24, 24, 3)
+    assert space["batch"].step == 0
+    assert space["saved"]["first_row"] == 0
+
+
 def test_every_link_of_the_documents_leads_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "docs/run-folder.md", "docs/adding-a-stage.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/run-folder.md", "docs/adding-a-stage.md", "docs/loader.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert "://" in target or ((ROOT / name).parent / target).exists(), f"{name}: {target}"

@@ -1,115 +1,446 @@
-"""The loader: rows of samples in planned order, read ahead by threads, with a state of a few numbers."""
+"""The loader: batches in planned order, read ahead by threads, with a state of a few numbers.
 
+    loader = Loader("runs/web/corpus", options=Options(batch_size=64, epochs=1))
+    for batch in loader:
+        for sample in batch.items: ...
+
+Every rank plans the whole order and reads its own rows of each step: row r of a step is rank r mod world's. So all ranks get
+the same number of steps, and a state saved by one is the state of all. The last step of a stream that ends is what is left of it:
+it may be smaller, on some ranks empty; with `last: drop` it is left out.
+"""
+
+import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, cast, overload
 
-from mmdata.errors import ConfigError
-from mmdata.loader.plan import RowPlan
-from mmdata.loader.read import Sample, read_sample
-from mmdata.shards import Corpus
+import numpy as np
+
+from mmdata.errors import ConfigError, RunError
+from mmdata.loader.cache import Cache
+from mmdata.loader.fetch import Fetcher
+from mmdata.loader.mixture import Weights, mixture_of
+from mmdata.loader.order import BLOCK, Shuffle
+from mmdata.loader.plan import WINDOW, Plan, Start, Step
+from mmdata.loader.sample import Sample
+from mmdata.loader.seeds import keyed
+from mmdata.loader.source import Corpora, Lengths, Reading, sources_of
+from mmdata.loader.state import PEEK, LoaderState
+from mmdata.loader.stats import Meter, Stats
 from mmdata.storage import digest_json
 
 T = TypeVar("T")
-PEEK = 1024
-AHEAD = 8
+T_co = TypeVar("T_co", covariant=True)
+CHUNK = 32  # samples that a thread takes at once
 
 
-@dataclass(frozen=True)
-class LoaderState:
-    """Where a loader stands: nothing is buffered, nothing is per worker.
+class Transform(Protocol[T_co]):
+    """Turns a sample into what the training loop wants; all chance comes from `random`, keyed by (seed, epoch, sample id).
 
-    `upcoming` is a digest of the next 1,024 sample ids; restoring checks it, so a stream cannot silently change.
+    A `version` attribute, where there is one, is remembered by states.
     """
 
-    config: str
-    window: int
-    row: int
-    upcoming: str
-
-    def to_json(self) -> dict[str, object]:
-        """Return the state as plain values."""
-        return asdict(self)
+    def __call__(self, sample: Sample, random: np.random.Generator) -> T_co:
+        """Return what a batch holds in this sample's place."""
+        ...
 
 
 @dataclass(frozen=True)
-class Row(Generic[T]):
-    """One packed row: what `transform` made of each sample, and the state after this row."""
+class Options:
+    """What a loader does. States remember the first part; the second may change whenever a state is restored.
 
+    batch_size   rows of a step, of all ranks together; a row is one sample, or `row_tokens` tokens of several
+    row_tokens   pack samples into rows of so many tokens; needs `lengths`
+    epochs       how often each sample is drawn, of all sources or by name; null = for ever
+    shuffle      `samples`: any next to any; `blocks`: neighbours of `block` samples are read together; `none`: as they lie
+    window       draws that are planned, and packed, together
+    last         what becomes of rows that do not fill the last step: `short` gives them, `drop` leaves them out
+    captions     weights by kind when a sample has several; its own text is of the kind `text`
+
+    rank, world  which of how many data-parallel ranks this is; world divides batch_size
+    threads      threads that read, decode and transform; 0 = the caller's own, when it asks for a batch
+    ahead        samples in memory ahead of the training loop
+    decode       decode images before the transform, in the thread that read them
+    bad_samples  how many samples may be damaged; they are left out of their batch and named
+    verify       compare all bytes with their xxh3
+    """
+
+    split: str = "train"
+    batch_size: int = 32
+    row_tokens: int | None = None
+    epochs: float | Mapping[str, float] | None = None
+    shuffle: Shuffle = "samples"
+    block: int = BLOCK
+    seed: int = 0
+    window: int = WINDOW
+    last: Literal["short", "drop"] = "short"
+    captions: Mapping[str, float] | None = None
+
+    rank: int = 0
+    world: int = 1
+    threads: int = 2
+    ahead: int = 512
+    decode: bool = True
+    bad_samples: int = 0
+    verify: bool = True
+    cache: Cache | None = None
+
+    def remembered(self) -> dict[str, Any]:
+        """Return what the order depends on, as plain values."""
+        names = ("split", "batch_size", "row_tokens", "shuffle", "block", "seed", "window", "last")
+        mappings = {"epochs": self.epochs, "captions": self.captions}
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{name: dict(value) if isinstance(value, Mapping) else value for name, value in mappings.items()},
+        }
+
+    def epochs_of(self, name: str) -> float | None:
+        """Return how often each sample of a source is drawn."""
+        return self.epochs.get(name) if isinstance(self.epochs, Mapping) else self.epochs
+
+
+class Draw(NamedTuple):
+    """Which sample: the source's name, the epoch, the corpus's folder and the sample's index there."""
+
+    source: str
+    epoch: int
+    corpus: str
+    sample: int
+
+
+@dataclass(frozen=True)
+class Batch(Generic[T]):
+    """One rank's part of a step.
+
+    items   what became of each sample, in order, those that are bad left out
+    starts  where rows start among them, and their number last
+    bad     why samples are missing, one message each
+    """
+
+    step: int
     items: tuple[T, ...]
-    samples: tuple[tuple[int, int], ...]  # (epoch, index)
+    starts: tuple[int, ...]
+    bad: tuple[str, ...]
+    _chunks: tuple["_Chunk", ...]
+    _corpora: tuple[tuple[str, str], ...]
+
+    @property
+    def rows(self) -> list[tuple[T, ...]]:
+        """The items of each row."""
+        return [self.items[first:last] for first, last in zip(self.starts, self.starts[1:], strict=False)]
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Which samples were drawn, in order, those that are bad among them."""
+        return tuple(
+            Draw(self._corpora[corpus][0], epoch, self._corpora[corpus][1], index)
+            for chunk in self._chunks
+            for corpus, index, epoch in zip(*(column.tolist() for column in chunk), strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class _Chunk(NamedTuple):
+    """Draws that a thread reads at once."""
+
+    corpus_D: np.ndarray
+    index_D: np.ndarray
+    epoch_D: np.ndarray
+
+
+class _Ahead(NamedTuple):
+    """A step on its way: the sizes of this rank's rows, and a chunk with its result each."""
+
+    step: Step
+    sizes: np.ndarray
+    chunks: list[_Chunk]
+    results: list["Future[list[Any]] | None"]
+
+    @property
+    def num(self) -> int:
+        return int(self.sizes.sum())
 
 
 class Loader(Generic[T]):
-    """Iterates for ever over packed rows; `transform(sample, epoch)` turns each sample into what the trainer wants."""
+    """Iterates over batches, for ever or for a number of epochs.
+
+    corpora    a corpus or its folder, a pattern such as `corpora/web-{000..007}`, or several by name
+    mixture    weights by name, or a list of (from_step, weights); without one each source has the share of its size. Shares are
+               of tokens where there are `lengths`, else of samples
+    transform  what becomes of each sample; without one the sample itself
+    lengths    tokens of each sample
+
+    Raises ConfigError for settings that do not fit each other or the corpora.
+    """
+
+    @overload
+    def __init__(
+        self: "Loader[Sample]",
+        corpora: Corpora,
+        mixture: Weights | Sequence[tuple[int, Weights]] | None = None,
+        options: Options | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        corpora: Corpora,
+        mixture: Weights | Sequence[tuple[int, Weights]] | None = None,
+        options: Options | None = None,
+        *,
+        transform: Transform[T],
+        lengths: Lengths | None = None,
+    ) -> None: ...
 
     def __init__(
-        self, corpus: Corpus, plan: RowPlan, transform: Callable[[Sample, int], T], *, config: str, threads: int = 1
+        self,
+        corpora: Corpora,
+        mixture: Weights | Sequence[tuple[int, Weights]] | None = None,
+        options: Options | None = None,
+        *,
+        transform: Transform[T] | None = None,
+        lengths: Lengths | None = None,
     ) -> None:
-        self.corpus, self.plan, self.transform = corpus, plan, transform
-        self.config = digest_json([config, corpus.digest, plan.seed, plan.row_tokens, plan.window])
-        self.window = self.row = 0
-        self.wait_s = 0.0
-        self._pool = ThreadPoolExecutor(threads, "read")
-        self._ahead: deque[tuple[list[tuple[int, int]], list[Future[T]]]] = deque()
-        self._source = self._rows(0, 0)
+        self.options = options = options or Options()
+        _check(options, lengths)
+        reading = Reading(options.split, lengths, options.epochs_of, options.seed, options.shuffle, options.block)
+        self.sources = sources_of(corpora, reading)
+        names = [source.name for source in self.sources]
+        chosen = mixture_of(names, mixture, [source.size for source in self.sources])
+        self.plan = Plan(self.sources, chosen, options.batch_size, options.row_tokens, options.window)
+        self.transform = transform
+        self.config = {
+            **options.remembered(),
+            "corpora": {source.name: [part.corpus.digest for part in source.parts] for source in self.sources},
+            "lengths": lengths.version if lengths is not None else None,
+            "transform": getattr(transform, "version", None),
+        }
+        self._corpora = [part.corpus for source in self.sources for part in source.parts]
+        self._names = [source.name for source in self.sources for _ in source.parts]
+        self._known = tuple((name, corpus.store.url) for name, corpus in zip(self._names, self._corpora, strict=True))
+        self._meter = Meter()
+        block = options.block if options.shuffle != "samples" else 1
+        self._fetcher = Fetcher(self._corpora, options.cache, block, options.verify)
+        self._pool = ThreadPoolExecutor(options.threads, "read") if options.threads else None
+        self._ahead: deque[_Ahead] = deque()
+        self._num_bad = 0
+        self._steps: Iterator[Step]
+        self._go((self.plan.first, 0))
 
-    def __iter__(self) -> Iterator[Row[T]]:
+    def __iter__(self) -> Iterator[Batch[T]]:
         return self
 
-    def __next__(self) -> Row[T]:
-        while len(self._ahead) < AHEAD:
-            samples = next(self._source)
-            self._ahead.append((samples, [self._pool.submit(self._one, *sample) for sample in samples]))
-        samples, futures = self._ahead[0]
-        started = time.monotonic()
-        items = tuple(future.result() for future in futures)
-        self.wait_s += time.monotonic() - started
-        self._ahead.popleft()  # not before: a row that cannot be read stays the next one, and the state says so
-        self._advance()
-        return Row(items, tuple(samples))
+    def __next__(self) -> Batch[T]:
+        self._meter.start()
+        with self._meter.time("wait"):
+            self._read_ahead()
+            if not self._ahead:
+                raise StopIteration
+            ahead = self._ahead[0]
+            made = [self._make(chunk) if result is None else result.result()
+                    for chunk, result in zip(ahead.chunks, ahead.results, strict=True)]  # fmt: skip
+            batch = self._batch(ahead, [item for items in made for item in items])
+        # Not before: a step that cannot be read stays the next one, and the state says so.
+        self._ahead.popleft()
+        self._num_ahead -= ahead.num
+        self._num_bad += len(batch.bad)
+        self._at, self.step = ahead.step.after, ahead.step.number + 1
+        self._meter.count(batches=1, samples=len(batch.items), bad=len(batch.bad))
+        return batch
 
-    def state(self) -> LoaderState:
-        """Return where the loader stands: the next row to come."""
-        return LoaderState(self.config, self.window, self.row, self._upcoming(self.window, self.row))
+    def __len__(self) -> int:
+        """Return the steps of the whole stream; TypeError when it does not end."""
+        return self._length
 
-    def restore(self, state: LoaderState) -> None:
-        """Go to a state; one of another corpus, configuration or code is refused."""
-        if state.config != self.config:
-            raise ConfigError(
-                "the loader's state is of another corpus or configuration",
-                hint="use the corpus and the config it was saved with",
-            )
-        if state.upcoming != self._upcoming(state.window, state.row):
-            raise ConfigError("the next samples are not those that were planned when the state was saved")
-        for _, futures in self._ahead:
-            for future in futures:
-                future.cancel()
-        self._ahead.clear()
-        self.window, self.row = state.window, state.row
-        self._source = self._rows(state.window, state.row)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Stop reading ahead."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop reading ahead, and close all files."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._fetcher.close()
 
-    def _one(self, epoch: int, index: int) -> T:
-        return self.transform(read_sample(self.corpus, index), epoch)
+    def stats(self) -> Stats:
+        """Return where the time went so far."""
+        return self._meter.read()
 
-    def _rows(self, window: int, row: int) -> Iterator[list[tuple[int, int]]]:
-        while True:
-            yield from self.plan.rows(window)[row:]
-            window, row = window + 1, 0
+    def state(self) -> LoaderState:
+        """Return where the loader stands: the next step to come. It is the same on every rank."""
+        start, row = self._at
+        window = self.plan.window(start)
+        return LoaderState(self.config, self._past(window.planned), start, row, self._upcoming(start, row))
 
-    def _advance(self) -> None:
-        self.row += 1
-        if self.row == len(self.plan.rows(self.window)):
-            self.window, self.row = self.window + 1, 0
+    def restore(self, state: LoaderState | Mapping[str, Any] | str | bytes) -> None:
+        """Go to a state; ConfigError, by name, when it is damaged or the order depends on something else now."""
+        state = LoaderState.from_json(state)
+        state.check(self.config)
+        window = self.plan.window(state.start)
+        if state.past != self._past(window.planned):
+            end = window.end.first_row if window.end is not None else state.start.first_row + window.num_rows
+            raise ConfigError(
+                "the loader's state was saved with other settings: `mixture` gives other weights to steps already planned",
+                hint=f"leave the weights up to step {-(-end // self.options.batch_size)} as they were",
+            )
+        if state.upcoming != self._upcoming(state.start, state.row):
+            raise ConfigError(
+                "the next samples are not those that were planned when the state was saved",
+                hint="restore it with the mmdata that saved it",
+            )
+        self._go((state.start, state.row))
 
-    def _upcoming(self, window: int, row: int) -> str:
-        draws = (draw for samples in self._rows(window, row) for draw in samples)
-        return digest_json([[epoch, self.corpus.sample_id(index)] for epoch, index in islice(draws, PEEK)])
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values: the protocol of torchdata's StatefulDataLoader."""
+        return self.state().to_json()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to what `state_dict` returned."""
+        self.restore(state)
+
+    def share(self, number: int, workers: int) -> None:
+        """From here on make only every `workers`-th step, from the `number`-th on: the others are other workers'."""
+        self._steps = islice(self._steps, number, None, workers)
+
+    def skip(self, steps: int = 1) -> None:
+        """Go on without reading: for whoever reads the same steps elsewhere, such as a worker process."""
+        start, row = self._at
+        for step in islice(self.plan.steps(start, row), steps):
+            start, row = step.after
+        self._go((start, row))
+
+    @cached_property
+    def _length(self) -> int:
+        if any(source.most is None for source in self.sources):
+            raise TypeError("a loader without `epochs` has no length")
+        return sum(1 for step in self.plan.steps(self.plan.first) if self._counts(step))
+
+    def _counts(self, step: Step) -> bool:
+        return self.options.last == "short" or step.num_rows == self.options.batch_size
+
+    def _go(self, place: tuple[Start, int]) -> None:
+        for ahead in self._ahead:
+            for result in ahead.results:
+                if result is not None:
+                    result.cancel()
+        self._ahead.clear()
+        self._num_ahead = 0
+        self._at = place
+        self.step = (place[0].first_row + place[1]) // self.options.batch_size
+        self._steps = (step for step in self.plan.steps(*place) if self._counts(step))
+
+    def _read_ahead(self) -> None:
+        limit = self.options.ahead if self._pool is not None else 0
+        while not self._ahead or self._num_ahead < limit:
+            with self._meter.time("plan"):
+                step = next(self._steps, None)
+                if step is None:
+                    return
+                ahead = self._planned(step)
+            self._ahead.append(ahead)
+            self._num_ahead += ahead.num
+
+    def _planned(self, step: Step) -> _Ahead:
+        """Hand this rank's rows of a step to the threads."""
+        chunks, sizes = [], []
+        for span in step.of_rank(self.options.rank, self.options.world):
+            draws_D, sizes_R = span.draws()
+            window = span.window
+            sizes.append(sizes_R)
+            for at in range(0, len(draws_D), CHUNK):
+                some = draws_D[at : at + CHUNK]
+                chunks.append(_Chunk(window.corpus_D[some], window.index_D[some], window.epoch_D[some]))
+        pool = self._pool
+        results = [None if pool is None else pool.submit(self._make, chunk) for chunk in chunks]
+        return _Ahead(step, np.concatenate(sizes), chunks, results)
+
+    def _make(self, chunk: _Chunk) -> list[Any]:
+        """Read, decode and transform some samples; what is damaged is an error in its place."""
+        started = time.perf_counter()
+        datas = self._fetcher.read(chunk.corpus_D, chunk.index_D)
+        self._meter.add("read", time.perf_counter() - started)
+        decode_s = transform_s = 0.0
+        made: list[Any] = []
+        for data, corpus, index, epoch in zip(
+            datas, chunk.corpus_D.tolist(), chunk.index_D.tolist(), chunk.epoch_D.tolist(), strict=True
+        ):
+            if isinstance(data, RunError):
+                made.append(data)
+                continue
+            sample = Sample(
+                self._corpora[corpus], index, self._names[corpus], epoch, data, self.options.captions, self.options.seed
+            )
+            before = time.perf_counter()
+            error = self._decoded(sample)
+            after = time.perf_counter()
+            made.append(sample if error is None and self.transform is None else error or self._transformed(sample))
+            decode_s, transform_s = decode_s + after - before, transform_s + time.perf_counter() - after
+        self._meter.add("decode", decode_s)
+        self._meter.add("transform", transform_s)
+        self._meter.count(bytes=sum(len(data) for data in datas if isinstance(data, bytes)))
+        return made
+
+    def _decoded(self, sample: Sample) -> RunError | None:
+        try:
+            _ = sample.blocks if self.options.decode else sample.members
+        except RunError as error:
+            return error
+        return None
+
+    def _transformed(self, sample: Sample) -> Any:  # noqa: ANN401 - T, or the error of a lazily decoded sample
+        assert self.transform is not None
+        try:
+            return self.transform(sample, keyed(self.options.seed, sample.epoch, sample.sample_id, "transform"))
+        except RunError as error:
+            return error
+        except Exception as error:
+            error.add_note(f"in the transform of {sample.corpus.where(sample.index)}, epoch {sample.epoch}")
+            raise
+
+    def _batch(self, ahead: _Ahead, made: list[Any]) -> Batch[T]:
+        bad = [item for item in made if isinstance(item, RunError)]
+        if bad and self._num_bad + len(bad) > self.options.bad_samples:
+            raise bad[0]
+        ends = np.cumsum(ahead.sizes)
+        if bad:
+            good = np.cumsum([0, *(not isinstance(item, RunError) for item in made)])
+            ends = good[ends]
+        items = tuple(cast(T, item) for item in made if not isinstance(item, RunError)) if bad else tuple(made)
+        told = tuple(str(error) for error in bad)
+        return Batch(ahead.step.number, items, (0, *ends.tolist()), told, tuple(ahead.chunks), self._known)
+
+    def _past(self, planned: int) -> str:
+        return digest_json([self.plan.mixture.names, self.plan.mixture.entries[: planned + 1]])
+
+    def _upcoming(self, start: Start, row: int) -> str:
+        """Return a digest of the next samples of a window, their ids and epochs: what comes after it may still change."""
+        window = self.plan.window(start)
+        draws_D = window.order_D[window.starts_R[row] :][:PEEK]
+        found = hashlib.sha256(window.corpus_D[draws_D].tobytes() + window.epoch_D[draws_D].tobytes())
+        for number in np.unique(window.corpus_D[draws_D]):
+            mine = draws_D[window.corpus_D[draws_D] == number]
+            found.update(self._corpora[number].sample_ids[window.index_D[mine]].tobytes())
+        return found.hexdigest()
+
+
+def _check(options: Options, lengths: Lengths | None) -> None:
+    if options.row_tokens and lengths is None:
+        raise ConfigError("rows of tokens need the length of each sample", hint="give `lengths`, such as TokenCounts")
+    if options.world < 1 or not 0 <= options.rank < options.world:
+        raise ConfigError(f"rank {options.rank} of {options.world}", hint="ranks are 0 to world - 1")
+    if options.batch_size % options.world:
+        raise ConfigError(
+            f"a step of {options.batch_size} rows cannot be shared by {options.world} ranks",
+            hint="give a `batch_size`, of all ranks together, that the number of ranks divides",
+        )

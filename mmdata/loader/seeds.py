@@ -9,7 +9,12 @@ import hashlib
 import numpy as np
 
 
+def key_of(*key: object) -> int:
+    """Return 128 bits that stand for a key."""
+    digest = hashlib.sha256("\0".join(str(part) for part in key).encode()).digest()
+    return int.from_bytes(digest[:16], "little")
+
+
 def keyed(*key: object) -> np.random.Generator:
     """Return a counter-based generator for a key: the same numbers everywhere, for ever."""
-    digest = hashlib.sha256("\0".join(str(part) for part in key).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return np.random.Generator(np.random.Philox(key=key_of(*key)))

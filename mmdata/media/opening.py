@@ -72,7 +72,7 @@ class Opened(NamedTuple):
 
     def pixels(self, least: Size, spare: float) -> np.ndarray:
         """Return (H, W, 3) uint8 sRGB pixels, not turned; a JPEG at 1/2, 1/4 or 1/8 if `spare` times `least` is left."""
-        with _as_outcomes():
+        with as_outcomes():
             if self.kind not in ("jpeg", "mpo") or self.image.mode not in _JPEG_MODES:
                 if (pixels := self._by_opencv()) is not None:
                     return to_srgb(pixels, self.image.info.get("icc_profile"))
@@ -131,7 +131,7 @@ def open_image(data: bytes) -> Opened:
         raise RecordError(f"cannot be opened: {error}"[:200], outcome="decode_error") from error
     check_pixels(image.size)
     kind = str(image.format).lower()
-    with _as_outcomes():
+    with as_outcomes():
         late = kind == "png" and any(name in data for name in _PNG_TEXTS)  # its EXIF may stand behind the pixels
         if late or kind not in ("jpeg", "mpo", "webp", "png"):
             image.load()
@@ -142,7 +142,7 @@ def open_image(data: bytes) -> Opened:
 
 
 @contextmanager
-def _as_outcomes() -> Iterator[None]:
+def as_outcomes() -> Iterator[None]:
     """Whatever a decoder raises becomes the outcome that its row ends with."""
     try:
         yield

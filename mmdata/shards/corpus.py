@@ -11,9 +11,9 @@ Samples lie in the order of the tars. Offsets count 512-byte tar blocks, so 4 by
 """
 
 import io
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -21,7 +21,7 @@ import xxhash
 from mmdata.errors import RunError
 from mmdata.shards.members import TAR_BLOCK, members
 from mmdata.shards.sealed import RESTORE, Manifest, read_manifest
-from mmdata.storage import Store, digest_bytes, open_store
+from mmdata.storage import LocalStore, Store, digest_bytes, digest_file, open_store
 
 SAMPLE_DTYPE = np.dtype([
     ("shard", "<u4"), ("num_blocks", "<u2"), ("split", "<u2"), ("first_block", "<u8"),
@@ -49,6 +49,9 @@ class Corpus:
     facts: dict[str, object]
     manifest: Manifest
     _admitted: set[int] = field(default_factory=set, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open_corpus, (self.store.url,)
 
     @cached_property
     def samples(self) -> np.ndarray:
@@ -85,6 +88,11 @@ class Corpus:
         """True when all media was encoded by us; other bytes are decoded in the jail."""
         return self.manifest.trusted
 
+    @cached_property
+    def sealed(self) -> bool:
+        """False for a foreign folder that was indexed without reading it: nothing says what its bytes should be."""
+        return all(shard.sha256 is not None for shard in self.manifest.shards)
+
     @property
     def digest(self) -> str:
         """Digest of the manifest: it covers the SHA-256 of every shard."""
@@ -95,15 +103,26 @@ class Corpus:
 
         A text block without a file of its own (documents) lies in `json`.
         """
+        data = self.raw(index)
         try:
-            return dict(members(self._bytes(index)))
+            return dict(members(data))
+        except RunError as error:
+            raise self._damaged(index, error.message) from error
+
+    def raw(self, index: int) -> bytes:
+        """Return the tar bytes of one sample, after checking their xxh3; RunError says which sample of which shard is damaged."""
+        try:
+            return self._bytes(index)
         except FileNotFoundError:
             problem = "cannot be read: the shard is missing"
         except OSError as error:
             problem = f"cannot be read: {error}"
         except RunError as error:
             problem = error.message
-        raise RunError(f"{self.where(index)} {problem}", hint=f"the shard is damaged: {RESTORE}")
+        raise self._damaged(index, problem)
+
+    def _damaged(self, index: int, problem: str) -> RunError:
+        return RunError(f"{self.where(index)} {problem}", hint=f"the shard is damaged: {RESTORE}")
 
     def where(self, index: int) -> str:
         """Return the shard, the sample and where it starts, for messages."""
@@ -123,39 +142,43 @@ class Corpus:
     def _bytes(self, index: int) -> bytes:
         record = self.samples[index]
         shard, start, size = int(record["shard"]), int(record["start"]) * TAR_BLOCK, int(record["length"]) * TAR_BLOCK
-        self._admit(shard)
+        self.admit(shard)
         data = self.store.read_range(self.shards[shard], start, size)
         if xxhash.xxh3_64_intdigest(data) != int(record["xxh3"]):
             raise RunError("is not what was written")
         return data
 
-    def _admit(self, shard: int) -> None:
+    def admit(self, shard: int) -> None:
         """Check, once a shard, what the xxh3 of samples cannot say: its length, and that only zeros follow the last sample."""
         if shard in self._admitted:
             return
         facts, last = self.manifest.shards[shard], self.samples[self.first_samples[shard + 1] - 1]
         content = (int(last["start"]) + int(last["length"])) * TAR_BLOCK
-        with self.store.open(facts.name) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size != facts.bytes:
-                raise RunError(f"cannot be trusted: the shard has {size:,} bytes, the manifest says {facts.bytes:,}")
-            file.seek(content)
-            if file.read().strip(b"\0"):
-                raise RunError(f"cannot be trusted: the shard's end, from byte {content} on, is not what was written")
+        size = self.store.size(facts.name)
+        if size != facts.bytes:
+            raise RunError(f"cannot be trusted: the shard has {size:,} bytes, the manifest says {facts.bytes:,}")
+        if self.store.read_range(facts.name, content, size - content).strip(b"\0"):
+            raise RunError(f"cannot be trusted: the shard's end, from byte {content} on, is not what was written")
         self._admitted.add(shard)
 
     def _array(self, name: str, dtype: np.dtype, length: int) -> np.ndarray:
         file = f"index/{name}.npy"
         where = f"{self.store.url}/{file}"
         try:
-            data = self.store.read(file)
+            # On a local disk an array is mapped: ten million samples then take no memory of their own.
+            held = self.store.path(file) if isinstance(self.store, LocalStore) else self.store.read(file)
+            digest = digest_file(held) if isinstance(held, Path) else digest_bytes(held)
         except FileNotFoundError:
             raise RunError(f"{where}: missing", hint=RESTORE) from None
-        if digest_bytes(data) != self.manifest.index[file]:
+        if digest != self.manifest.index[file]:
             raise RunError(f"{where}: its SHA-256 is not the manifest's", hint=RESTORE)
         try:
-            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-        except ValueError as error:
+            array: np.ndarray = (
+                np.load(held, mmap_mode="r" if length else None, allow_pickle=False)
+                if isinstance(held, Path)
+                else np.load(io.BytesIO(held), allow_pickle=False)
+            )
+        except (ValueError, EOFError) as error:
             raise RunError(f"{where}: not an array of numpy: {error}", hint=RESTORE) from error
         if array.dtype != dtype or array.shape != (length,):
             raise RunError(f"{where}: holds {array.shape} records of {array.dtype}, not ({length},) of {dtype}", hint=RESTORE)

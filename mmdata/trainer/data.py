@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from mmdata.errors import ConfigError, did_you_mean
-from mmdata.loader import Loader, RowPlan, read_sample
-from mmdata.shards import KINDS, Corpus, open_corpus
+from mmdata.loader import Loader, Options, part_of, read_sample
+from mmdata.shards import Corpus, open_corpus
 from mmdata.text import Tokenizer, train_tokenizer
 from mmdata.trainer.batch import Batch, collate
 from mmdata.trainer.config import TrainConfig
@@ -26,18 +23,9 @@ class Data:
         """What lays samples out."""
         return Sequencer(self.config, self.tokenizer)
 
-    def indexes(self, split: str) -> np.ndarray:
-        """Return the indexes of a split's samples that hold an image."""
-        if split not in self.corpus.splits:
-            raise ConfigError(f"the corpus has no split `{split}`", hint=did_you_mean(split, self.corpus.splits))
-        mine = self.corpus.samples["split"] == self.corpus.splits.index(split)
-        return np.flatnonzero(mine)
-
     def loader(self) -> Loader[Tokens]:
         """Return the loader of the training split."""
-        samples = self.indexes(self.config.split)
-        plan = RowPlan(self._lengths(samples), samples, self.config.layout.row_tokens, self.config.seed)
-        return Loader(self.corpus, plan, self.sequencer, config=self.config.digest + self.tokenizer.digest)
+        return self._loader(self.config.split, self.config.optim.rows)
 
     def batch(self, rows: list[list[Tokens]]) -> Batch:
         """Pack rows as the config's mask wants them."""
@@ -50,36 +38,28 @@ class Data:
         """Return the validation split as one batch, the same at every call; null when there is none."""
         if self.config.val_split is None or self.config.val_split not in self.corpus.splits:
             return None
-        samples = self.indexes(self.config.val_split)
-        if not len(samples):
+        if not part_of(self.corpus, self.config.val_split).num:
             return None
-        plan = RowPlan(self._lengths(samples), samples, self.config.layout.row_tokens, 0, window=len(samples))
-        return self.batch([[self.sequencer(read_sample(self.corpus, index), 0) for _, index in row] for row in plan.rows(0)])
+        with self._loader(self.config.val_split, 1, epochs=1) as loader:
+            return self.batch([list(row) for batch in loader for row in batch.rows])
 
-    def _lengths(self, samples: np.ndarray) -> np.ndarray:
-        """Count the tokens of each sample. Texts are read once; images are counted from the index."""
-        return np.asarray([self._length(int(index)) for index in samples], dtype=np.int32)
-
-    def _length(self, index: int) -> int:
-        texts = [len(self.tokenizer.encode(text)) for text in _texts(self.corpus, index)]
-        num_images = int((self.corpus.blocks_of(index)["kind"] == KINDS.index("image")).sum())
-        return self.sequencer.length(texts, num_images)
+    def _loader(self, split: str, rows: int, epochs: int | None = None) -> Loader[Tokens]:
+        options = Options(
+            split=split,
+            batch_size=rows,
+            row_tokens=self.config.layout.row_tokens,
+            seed=self.config.seed,
+            epochs=epochs,
+            threads=1,
+        )
+        return Loader(self.corpus, options=options, transform=self.sequencer, lengths=self.sequencer.counts())
 
 
 def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Data:
     """Open the corpus of a config; a tokenizer is trained on its captions unless one is given."""
     corpus = open_corpus(config.corpus)
     if tokenizer is None:
-        mine = np.flatnonzero(corpus.samples["split"] == corpus.splits.index(config.split))
-        tokenizer = train_tokenizer((text for index in mine for text in _texts(corpus, int(index))), config.text.vocab)
+        part = part_of(corpus, config.split)
+        samples = (read_sample(corpus, index) for index in range(part.first, part.first + part.num))
+        tokenizer = train_tokenizer((text for sample in samples for text in sample.texts), config.text.vocab)
     return Data(config, corpus, tokenizer)
-
-
-def _texts(corpus: Corpus, index: int) -> list[str]:
-    import json
-
-    members = corpus.read(index)
-    meta = json.loads(members["json"])
-    if "blocks" in meta:
-        return [block["text"] for block in meta["blocks"] if block["type"] == "text"]
-    return [members["txt"].decode()]

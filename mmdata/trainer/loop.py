@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.loader import LoaderState
 from mmdata.trainer.batch import Batch
 from mmdata.trainer.checkpoint import Checkpoint, latest, load_optimizer, save
 from mmdata.trainer.config import TrainConfig
@@ -82,11 +80,11 @@ class _Run:
         self.model.load_state_dict(found.model(ema=False).state_dict())
         self.ema = {name: value.clone() for name, value in found.model().state_dict().items()}
         load_optimizer(found, self.optimizer, self.model)
-        self.loader.restore(LoaderState(**found.state["loader"]))
+        self.loader.restore(found.state["loader"])
         self.step, self.tokens = found.step, int(found.state["tokens"])
 
     def next_batch(self) -> Batch:
-        return self.data.batch([list(row.items) for row in islice(self.loader, self.config.optim.rows)])
+        return self.data.batch([list(row) for row in next(self.loader).rows])
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Do one optimizer step over all micro-batches, with losses over the counts of the whole step."""

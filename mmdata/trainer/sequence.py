@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmdata.loader import Sample, keyed
+from mmdata.loader import Sample, TokenCounts
+from mmdata.shards import KINDS
+from mmdata.storage import digest_json
 from mmdata.text.tokenizer import BOI, BOS, EOI, EOS, NULL, Tokenizer
 from mmdata.trainer.config import TrainConfig
 
@@ -48,10 +50,21 @@ class Tokens:
 
 
 class Sequencer:
-    """Lays samples out as a config says; all chance is keyed by (seed, epoch, sample id)."""
+    """Lays samples out as a config says: the trainer's transform. All chance comes from the sample's own generator."""
 
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.version = digest_json([config.digest, tokenizer.digest])
+
+    def counts(self) -> TokenCounts:
+        """Return the lengths of samples as this layout lays them out, counted once a corpus."""
+        layout = self.config.layout
+        facts = [self.tokenizer.digest, layout.max_text_tokens, layout.clean_copy, self.config.image.grid]
+        return TokenCounts(digest_json(facts), self._count)
+
+    def _count(self, sample: Sample) -> int:
+        images = int((sample.corpus.blocks_of(sample.index)["kind"] == KINDS.index("image")).sum())
+        return self.length([len(self.tokenizer.encode(text)) for text in sample.texts], images)
 
     def length(self, text_tokens: list[int], num_images: int) -> int:
         """Return the most tokens that a sample takes: a function of its blocks alone, whatever is drawn for it."""
@@ -60,14 +73,13 @@ class Sequencer:
         pair = len(text_tokens) <= 1 and num_images <= 1
         return 2 + texts + image * num_images * (2 if self.config.layout.clean_copy and not pair else 1)
 
-    def __call__(self, sample: Sample, epoch: int) -> Tokens:
-        """Return the tokens of a sample in an epoch."""
-        random = keyed(self.config.seed, epoch, sample.sample_id, "layout")
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Tokens:
+        """Return the tokens of a sample."""
         blocks = [self._block(block.text, block.image) for block in sample.blocks]
         if len(blocks) == 2 and random.random() < self.config.layout.p_caption_first:
             blocks = sorted(blocks, key=lambda block: isinstance(block, np.ndarray))  # caption, then image
         drop = random.random() < self.config.layout.p_drop_text
-        return self.lay_out(blocks, drop_text=drop, noise=keyed(self.config.seed, epoch, sample.sample_id, "noise"))
+        return self.lay_out(blocks, drop_text=drop, noise=random)
 
     def lay_out(self, blocks: list[list[int] | np.ndarray], *, drop_text: bool, noise: np.random.Generator | None) -> Tokens:
         """Lay blocks out: ids for a text, (N, P) patches for an image.

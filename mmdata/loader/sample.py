@@ -1,0 +1,142 @@
+"""One sample of a corpus: its members as bytes, its blocks in order, texts as text, images as pixels.
+
+Decided here: nothing in a shard is ever run. A member that is neither text, JSON nor an image stays bytes, for the transform
+to read. Bytes that we did not encode are decoded in the jail.
+"""
+
+import atexit
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdata.errors import RecordError, RunError
+from mmdata.loader.seeds import keyed
+from mmdata.media import Jail, decode
+from mmdata.shards import KINDS, Corpus
+from mmdata.shards.members import members
+
+_LOCAL = threading.local()
+_JAILS: list[Jail] = []
+_JSON = "json"
+
+
+class Block(NamedTuple):
+    """One block: a text, an image as (H, W, 3) uint8, or a video as the bytes of its file."""
+
+    kind: str
+    text: str | None
+    image: np.ndarray | None
+    data: bytes | None = None
+
+
+@dataclass(eq=False)  # not frozen: a hundred thousand are made a second
+class Sample:
+    """One sample: a pair is an image block and a text block, a document any number of both.
+
+    index  place in its corpus        source  its name in the mixture      epoch  how often it was drawn before
+    data   the sample's own bytes in its tar, verified
+
+    All else is made of `data` when first asked for.
+    """
+
+    corpus: Corpus
+    index: int
+    source: str
+    epoch: int
+    data: bytes
+    captions: Mapping[str, float] | None = None
+    seed: int = 0
+
+    @cached_property
+    def members(self) -> dict[str, bytes]:
+        """Every file of the sample by its suffix: `jpg`, `txt`, `json`, and whatever else was stored."""
+        try:
+            return dict(members(self.data))
+        except RunError as error:
+            raise RunError(f"{self.corpus.where(self.index)} {error.message}", hint=error.hint) from error
+
+    @cached_property
+    def sample_id(self) -> str:
+        """The sample's id, 32 hex digits."""
+        return self.corpus.sample_id(self.index)
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What the sample's JSON says; empty without one."""
+        found = json.loads(self.members.get(_JSON, b"{}"))
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks in order; what goes wrong names the shard and the sample."""
+        try:
+            return tuple(self._block(record) for record in self.corpus.blocks_of(self.index))
+        except (RecordError, LookupError, TypeError, ValueError) as error:
+            reason = error.message if isinstance(error, RecordError) else repr(error)
+            raise RunError(
+                f"{self.corpus.where(self.index)} cannot be decoded: {reason}",
+                hint="its bytes are what was written: add a stage that decodes, such as `measure`, and build the corpus anew",
+            ) from error
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The texts alone, without decoding an image."""
+        blocks = self.meta.get("blocks")
+        if isinstance(blocks, list):
+            return [str(block["text"]) for block in blocks if block.get("type") == "text"]
+        return [self._caption()] if "txt" in self.members else []
+
+    def _block(self, record: np.void) -> Block:
+        kind = KINDS[int(record["kind"])]
+        if kind == "text":
+            document, position = self.meta.get("blocks"), int(record["position"])
+            # Blocks that a filter dropped leave gaps: a block is found by its position, not by its place in the list.
+            texts = {block["position"]: block.get("text") for block in document} if isinstance(document, list) else {}
+            return Block(kind, texts[position] if isinstance(document, list) else self._caption(), None)
+        data = self.data[int(record["offset"]) : int(record["offset"]) + int(record["size"])]
+        if kind == "video":
+            return Block(kind, None, None, data)
+        return Block(kind, None, decode(data, trusted=True) if self.corpus.trusted else _decode_foreign(data))
+
+    def _caption(self) -> str:
+        """Return the sample's text; with weights by kind, one of all its captions, drawn by the sample's own key."""
+        text = self.members["txt"].decode()
+        if self.captions is None:
+            return text
+        others = [caption for caption in self.meta.get("captions") or () if caption.get("text")]
+        known = [("text", text), *((str(caption.get("kind") or ""), str(caption["text"])) for caption in others)]
+        weights = np.asarray([self.captions.get(kind, 0.0) for kind, _ in known])
+        if not weights.sum():
+            return text
+        place = keyed(self.seed, self.epoch, self.sample_id, "caption").random() * weights.sum()
+        return known[int(np.searchsorted(np.cumsum(weights), place, side="right"))][1]
+
+
+def read_sample(corpus: Corpus, index: int) -> Sample:
+    """Read and verify one sample; what goes wrong names the shard and the sample."""
+    return Sample(corpus, index, "corpus", 0, corpus.raw(index))
+
+
+def _decode_foreign(data: bytes) -> np.ndarray:
+    """Decode bytes that we did not encode (a corpus made of foreign files) in this thread's own jail."""
+    jail: Jail | None = getattr(_LOCAL, "jail", None)
+    if jail is None or jail not in _JAILS:
+        jail = _LOCAL.jail = Jail()
+        _JAILS.append(jail)
+    return jail.decode(data)
+
+
+@atexit.register
+def _close_jails() -> None:
+    while _JAILS:
+        _JAILS.pop().close()
+
+
+# A forked process (a worker of torch's DataLoader) must not talk to its parent's children.
+os.register_at_fork(after_in_child=_JAILS.clear)

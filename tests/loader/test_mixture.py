@@ -1,0 +1,95 @@
+"""Token shares are exact at any draw; the weights of the future may change, those of the past may not."""
+
+from typing import cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdata.errors import ConfigError
+from mmdata.loader import Mixture, Plan, Source, mixture_of
+from mmdata.loader.source import Part
+from mmdata.shards import Corpus
+
+
+def source(name: str, lengths: list[int], epochs: float | None = None) -> Source:
+    nothing = cast(Corpus, None)  # planning looks at lengths alone
+    most = None if epochs is None else round(epochs * len(lengths))
+    return Source(name, (Part(nothing, 0, len(lengths)),), np.array(lengths), most, len(name), "samples", 1024)
+
+
+def plan(sources: list[Source], weights: object, window: int = 500, batch_size: int = 4, row_tokens: int = 100) -> Plan:
+    mixture = mixture_of([one.name for one in sources], weights, [one.size for one in sources])  # type: ignore[arg-type]
+    return Plan(tuple(sources), mixture, batch_size, row_tokens, window)
+
+
+def drawn(of: Plan, windows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return source and tokens of every draw, in the order of drawing."""
+    start, found = of.first, []
+    for _ in range(windows):
+        window = of.window(start)
+        found.append(window)
+        if window.end is None:
+            break
+        start = window.end
+    return np.concatenate([w.source_D for w in found]), np.concatenate([w.tokens_D for w in found])
+
+
+lengths_lists = st.lists(st.integers(1, 100), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(lengths_lists, min_size=2, max_size=5), st.data())
+def test_shares_are_exact_after_any_number_of_draws(lengths: list[list[int]], data: st.DataObject) -> None:
+    sources = [source(f"s{number}", some) for number, some in enumerate(lengths)]
+    weights = [data.draw(st.floats(0.01, 1.0)) for _ in sources]
+    which, tokens = drawn(plan(sources, {s.name: w for s, w in zip(sources, weights, strict=True)}), 2)
+    longest = max(max(some) for some in lengths)
+    total = np.cumsum(tokens)
+    for number, weight in enumerate(weights):
+        mine = np.cumsum(np.where(which == number, tokens, 0))
+        assert np.abs(mine - total * (weight / sum(weights))).max() <= longest * len(sources) + 1
+
+
+def test_without_weights_each_source_has_the_share_of_its_size() -> None:
+    which, _ = drawn(plan([source("a", [10] * 30), source("b", [10] * 10)], None, window=400), 1)
+    assert np.bincount(which).tolist() == [300, 100]
+
+
+def test_weights_change_at_their_step_to_the_row() -> None:
+    # Rows of 100 tokens hold 10 samples each, so 4 rows are 40 draws.
+    weights = [(0, {"a": 1.0, "b": 0.0}), (5, {"a": 0.5, "b": 0.5})]
+    of = plan([source("a", [10] * 7), source("b", [10] * 9)], weights, window=300)
+    which, _ = drawn(of, 2)
+    assert which[:200].tolist() == [0] * 200
+    assert np.bincount(which[200:600]).tolist() == [200, 200]
+
+
+def test_a_source_that_is_exhausted_leaves_its_share_to_the_others() -> None:
+    of = plan([source("a", [10] * 8, epochs=2), source("b", [10] * 100, epochs=1)], {"a": 0.5, "b": 0.5})
+    which, _ = drawn(of, 3)
+    assert np.bincount(which).tolist() == [16, 100]
+    assert set(which[32:]) == {1}
+
+
+@pytest.mark.parametrize(
+    ("given_weights", "said"),
+    [
+        ({"a": 1, "bb": 1}, "names `bb`, which no corpus is called"),
+        ({"a": -1}, "gives `a` the weight -1"),
+        ({"a": float("nan")}, "gives `a` the weight nan"),
+        ({"a": 0}, "gives no source a weight above 0"),
+        ([(1, {"a": 1})], "has no weights for step 0"),
+        ([(0, {"a": 1}), (5, {"a": 1}), (5, {"a": 2})], "steps of the mixture do not rise: 0, 5, 5"),
+    ],
+)
+def test_wrong_weights_are_named(given_weights: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        mixture_of(["a", "b"], given_weights, [1, 1])  # type: ignore[arg-type]
+
+
+def test_shares_add_up_whatever_the_weights() -> None:
+    mixture = Mixture(("a", "b", "c"), ((0, (1.0, 1.0, 1.0)),))
+    assert sum(mixture.at(0, [True, True, True])) == 1_000_000_000
+    assert mixture.at(0, [False, True, False]) == [0, 1_000_000_000, 0]
