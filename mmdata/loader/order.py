@@ -31,23 +31,27 @@ def places(draws_D: np.ndarray, num: int, key: int, shuffle: Shuffle = "samples"
     """
     epochs_D, inside_D = np.divmod(draws_D.astype(np.uint64), np.uint64(num))
     if shuffle == "none":
-        return np.asarray(inside_D, np.int64)
+        return _signed(inside_D)
     keys_D = _mix(epochs_D * np.uint64(_GOLDEN) + np.uint64(key & _BITS))
     if shuffle == "samples":
-        return np.asarray(permute(inside_D, np.uint64(num), keys_D), np.int64)
-    return np.asarray(_by_blocks(inside_D, num, keys_D, block), np.int64)
+        return _signed(permute(inside_D, np.uint64(num), keys_D))
+    return _signed(_by_blocks(inside_D, num, keys_D, block))
+
+
+def _signed(x_D: np.ndarray) -> np.ndarray:
+    return np.asarray(x_D, np.int64)
 
 
 def _by_blocks(inside_D: np.ndarray, num: int, keys_D: np.ndarray, block: int) -> np.ndarray:
     group, size = np.uint64(block * SPREAD), np.uint64(block)
     first_D = inside_D // group * group
     sizes_D = np.minimum(group, np.uint64(num) - first_D)
-    slots_D = first_D + permute(inside_D - first_D, sizes_D, _mix(keys_D + first_D))
+    slots_D: np.ndarray = first_D + permute(inside_D - first_D, sizes_D, _mix(keys_D + first_D))
     whole = num // block  # what is left over after the whole blocks stays where it is, in the last group
     if not whole:
         return slots_D
     moved_D = permute(np.minimum(slots_D // size, np.uint64(whole - 1)), np.uint64(whole), keys_D) * size + slots_D % size
-    return np.where(slots_D < np.uint64(whole * block), moved_D, slots_D)
+    return np.asarray(np.where(slots_D < np.uint64(whole * block), moved_D, slots_D))
 
 
 def permute(x_D: np.ndarray, size: np.ndarray | np.uint64, keys_D: np.ndarray) -> np.ndarray:

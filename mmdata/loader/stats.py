@@ -90,4 +90,6 @@ class Meter:
         with self._lock:
             wall_s = time.perf_counter() - self._started if self._started else 0.0
             seconds = [self._seconds[stage] for stage in STAGES]
-            return Stats(*(self._counts[name] for name in COUNTS), *seconds, wall_s)
+            plan_s, read_s, decode_s, transform_s, wait_s = seconds
+            batches, samples, num_bytes, bad = (self._counts[name] for name in COUNTS)
+            return Stats(batches, samples, num_bytes, bad, plan_s, read_s, decode_s, transform_s, wait_s, wall_s)

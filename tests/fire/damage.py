@@ -32,7 +32,7 @@ class Run:
 def loaders_error(url: Path) -> str | None:
     """Read every sample once through the loader; return its error."""
     try:
-        with Loader(str(url), options=Options(batch_size=1, epochs=1, decode=False)) as loader:
+        with Loader(str(url), options=Options(batch_size=1, epochs=1)) as loader:
             assert len({batch.items[0].sample_id for batch in loader}) == NUM
     except RunError as error:
         return str(error)
