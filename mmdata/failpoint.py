@@ -32,7 +32,17 @@ STEPS = {
     "generation": "what a run is asked is created",
     "manifest": "the manifest of a generation is created, last",
 }
-POINTS = tuple(f"{when}-{name}" for name in STEPS for when in ("before", "after"))
+# What saving a checkpoint does; a run passes none of these.
+TRAINING_STEPS = {
+    "weights": "a file of a checkpoint's tensors is written under a temporary name",
+    "facts": "what the checkpoint is, with the digests of its files, is written",
+    "settle": "its bytes reach the disk",
+    "aside": "a damaged checkpoint of the same step is removed",
+    "rename": "the checkpoint appears under its own name",
+}
+POINTS, TRAINING_POINTS = (
+    tuple(f"{when}-{name}" for name in steps for when in ("before", "after")) for steps in (STEPS, TRAINING_STEPS)
+)
 
 _hits: dict[str, int] = {}
 
@@ -50,7 +60,7 @@ def failpoint(point: str) -> None:
     wanted = os.environ.get("FAILPOINT")
     if wanted is None:
         return
-    if point not in POINTS:
+    if point not in POINTS + TRAINING_POINTS:
         raise ValueError(f"no fail-point is called `{point}`: add it to STEPS")
     name, nth, action, *once = wanted.split(":", 3)
     if name not in (point, "any"):

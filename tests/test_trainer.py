@@ -408,7 +408,7 @@ def test_another_config_is_refused(shapes: str, tmp_path: Path) -> None:
 def test_the_model_learns_both_ways(shapes: str, tmp_path: Path) -> None:
     settings = config(
         corpus=shapes, image={"size": 16, "patch": 4}, model={"width": 64, "layers": 2, "heads": 2}, layout={"row_tokens": 256},
-        optim={"steps": 250, "rows": 2, "micro_rows": 2, "warmup": 20, "lr": 3e-3}, checkpoint_every=250, eval_every=250,
+        optim={"steps": 400, "rows": 2, "micro_rows": 2, "warmup": 20, "lr": 3e-3}, checkpoint_every=400, eval_every=400,
     )  # fmt: skip
     result = train(settings, tmp_path)
     records = [json.loads(line) for line in result.metrics.read_text(encoding="utf-8").splitlines()]

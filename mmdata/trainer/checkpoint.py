@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
 
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
+from mmdata.failpoint import step
 from mmdata.storage import digest_file, sync
 from mmdata.text import Tokenizer
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.model import Transformer
 
+_TEMP = ".tmp-"
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "tokenizer.json")
 
 
@@ -62,24 +65,41 @@ def save(
     optimizer: optim.Optimizer,
     tokenizer: Tokenizer,
 ) -> Path:
-    """Write a checkpoint of `state["step"]` and return its folder."""
+    """Write a checkpoint of `state["step"]` and return its folder; RunError when it cannot be written: those before stay."""
     final = folder / f"step-{state['step']:06d}"
-    temp = folder / f".tmp-{final.name}-{os.getpid()}"
-    shutil.rmtree(temp, ignore_errors=True)
-    temp.mkdir(parents=True)
-    save_file(model.state_dict(), temp / "model.safetensors")
-    save_file(ema, temp / "ema.safetensors")
-    save_file(_flat(optimizer, model), temp / "optim.safetensors")
-    (temp / "tokenizer.json").write_text(tokenizer.data, encoding="utf-8")
-    digests = {name: digest_file(temp / name) for name in FILES}
-    (temp / "state.json").write_text(json.dumps({**state, "files": digests}, indent=1), encoding="utf-8")
-    for path in temp.iterdir():
-        sync(path)
-    if final.exists():  # an earlier attempt that was found damaged
-        shutil.rmtree(final)
-    temp.rename(final)
-    sync(folder)
+    temp = folder / f"{_TEMP}{final.name}-{os.getpid()}"
+    tensors = {"model": model.state_dict(), "ema": ema, "optim": _flat(optimizer, model)}
+    for dead in folder.glob(f"{_TEMP}*"):
+        shutil.rmtree(dead, ignore_errors=True)
+    try:
+        temp.mkdir(parents=True)
+        _write(temp, state, tensors, tokenizer)
+        with step("aside"):
+            if final.exists():  # an earlier attempt that was found damaged
+                shutil.rmtree(final)
+        with step("rename"):
+            temp.rename(final)
+            sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise RunError(
+            f"{final}: the checkpoint cannot be written: {error}",
+            hint="make room on the disk and give the same command: it goes on from the checkpoint before",
+        ) from error
     return final
+
+
+def _write(temp: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], tokenizer: Tokenizer) -> None:
+    for name, values in tensors.items():
+        with step("weights"):
+            save_file(values, temp / f"{name}.safetensors")
+    with step("facts"):
+        (temp / "tokenizer.json").write_text(tokenizer.data, encoding="utf-8")
+        digests = {name: digest_file(temp / name) for name in FILES}
+        (temp / "state.json").write_text(json.dumps({**state, "files": digests}, indent=1), encoding="utf-8")
+    with step("settle"):
+        for path in temp.iterdir():
+            sync(path)
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 def claimed() -> set[str]:
     """Return the ids that tests carry as `@pytest.mark.fault(...)`, or as a test's own `pytestmark`."""
     found: set[str] = set()
-    for path in HERE.glob("test_*.py"):
+    for path in (*HERE.glob("test_*.py"), *HERE.parent.glob("loader/test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "fault":
                 found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
