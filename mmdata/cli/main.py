@@ -19,6 +19,7 @@ from mmdata.cli import (
     img2dataset,
     index,
     plan,
+    reshard,
     retry,
     run,
     sample,
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (run, plan, status, explain, failures, retry, index, verify, export, gc, train, sample, demo, schema):
+for module in (run, plan, status, explain, failures, retry, index, verify, reshard, export, gc, train, sample, demo, schema):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 app.command("img2dataset", context_settings=img2dataset.CONTEXT)(img2dataset.command)
 
