@@ -27,7 +27,8 @@ _MAGICS = (b"ustar", bytes(5))  # POSIX and GNU; and what was there before them
 _META = re.compile(rb"__[^/]*__(/|\Z)")
 _SUM, _OCTAL = slice(148, 156), 8 ** np.arange(5, -1, -1)
 _HEAD = struct.Struct("100s24x11sB20xB188xB")  # name, size but its last byte, that byte, kind, first byte of the prefix
-_PAX = ord("x")
+_PAX, _NEWLINE = ord("x"), ord("\n")
+_TIMES = {num: b"%d mtime=" % num for num in range(11, 100)}  # how one record begins that is all of a body of this length
 _SLASH, _UNDERSCORE = b"/_"  # a number is found in bytes ten times faster than bytes are
 _PACKERS = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _COPY = "copy the tar again, or make it anew"
@@ -197,7 +198,8 @@ def members(data: bytes) -> list[tuple[str, bytes]]:
 
 def only_a_time(body: bytes) -> bool:
     """Say whether a PAX header tells a time and nothing else: webdataset and img2dataset write one before each member."""
-    return body[2:9] == b" mtime=" and body.find(b"\n") == len(body) - 1 == int(body[:2]) - 1
+    start = _TIMES.get(len(body))
+    return start is not None and body.startswith(start) and body[-1] == _NEWLINE
 
 
 def _walked(data: bytes) -> list[tuple[str, bytes]]:
