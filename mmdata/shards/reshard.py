@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from mmdata.errors import ConfigError, RunError
 from mmdata.shards.corpus import ID_DTYPE, SAMPLE_DTYPE, Corpus, open_corpus
@@ -156,25 +155,15 @@ class _Copy:
 
 def _read(corpus: Corpus, row: int) -> tuple[dict[str, bytes], list[str]]:
     """Return the members of a sample by suffix, checked, and the suffix of the member that each block lies in."""
+    data = corpus.raw(row)
     try:
-        members, homes = _cut(_checked(corpus, row))
+        members, homes = _cut(data)
         return members, [homes[int(offset)] for offset in corpus.blocks_of(row)["offset"]]
-    except OSError as error:
-        problem = f"cannot be read: {error}"
     except KeyError:
         problem = "does not have its members where the index says"
     except RunError as error:
         problem = error.message
     raise RunError(f"{corpus.where(row)} {problem}", hint=f"is the shard damaged? {RESTORE}")
-
-
-def _checked(corpus: Corpus, row: int) -> bytes:
-    record = corpus.samples[row]
-    shard, start, length = (int(record[name]) for name in ("shard", "start", "length"))
-    data = corpus.store.read_range(corpus.shards[shard], start * TAR_BLOCK, length * TAR_BLOCK)
-    if corpus.manifest.shards[shard].sha256 is not None and xxhash.xxh3_64_intdigest(data) != int(record["xxh3"]):
-        raise RunError("is not what was written")
-    return data
 
 
 def _cut(data: bytes) -> tuple[dict[str, bytes], dict[int, str]]:
@@ -212,7 +201,7 @@ def _uid(data: bytes) -> bytes | None:
 def _facts(corpus: Corpus, origin: dict[str, object]) -> dict[str, object]:
     said = corpus.facts.get("cautions")
     cautions = [*said] if isinstance(said, list) else []
-    if any(shard.sha256 is None for shard in corpus.manifest.shards):
+    if not corpus.sealed:
         cautions.append("the corpus that this was copied from had no checksums")
     return {
         "plan": corpus.manifest.plan, "plan_digest": digest_json(origin), "trusted": corpus.trusted, "reshard": origin,
