@@ -10,7 +10,24 @@ from types import FrameType
 
 import typer
 
-from mmdata.cli import demo, explain, export, failures, gc, img2dataset, plan, retry, run, sample, schema, status, train, verify
+from mmdata.cli import (
+    demo,
+    explain,
+    export,
+    failures,
+    gc,
+    img2dataset,
+    index,
+    plan,
+    reshard,
+    retry,
+    run,
+    sample,
+    schema,
+    status,
+    train,
+    verify,
+)
 from mmdata.errors import MmdataError, printable
 
 app = typer.Typer(
@@ -20,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (run, plan, status, explain, failures, retry, verify, export, gc, train, sample, demo, schema):
+for module in (run, plan, status, explain, failures, retry, index, verify, reshard, export, gc, train, sample, demo, schema):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 app.command("img2dataset", context_settings=img2dataset.CONTEXT)(img2dataset.command)
 

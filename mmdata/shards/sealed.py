@@ -18,7 +18,7 @@ VERSION = 1
 INDEX_FILES = ("index/blocks.npy", "index/sample_ids.npy", "index/samples.npy")
 RESTORE = "copy it again, or build the corpus anew from its run folder"
 
-_SHARD_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*\.tar")
+SHARD_NAME = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*\.tar")
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -31,13 +31,13 @@ class _Facts(BaseModel):
 
 
 class ShardFacts(_Facts):
-    """What the manifest says of one tar."""
+    """What the manifest says of one tar. Without a SHA-256 (`mmdata index`) its samples have no xxh3 either."""
 
     name: str
     split: str
     samples: Count
     bytes: Count
-    sha256: Sha256
+    sha256: Sha256 | None
 
 
 class Manifest(_Facts):
@@ -55,7 +55,7 @@ class Manifest(_Facts):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for shard in self.shards:
-            if not _SHARD_NAME.fullmatch(shard.name):
+            if not SHARD_NAME.fullmatch(shard.name):
                 raise ValueError(f"`{shard.name}` is no name of a shard: shards are tars in the corpus's own folder")
             if shard.split not in self.splits:
                 raise ValueError(f"{shard.name} is of the split `{shard.split}`, which is not listed")

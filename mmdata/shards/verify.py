@@ -1,7 +1,8 @@
 """Is a corpus whole? Every byte is read once and compared with the manifest, which its own digest vouches for.
 
 Decided here: the SHA-256 of a shard says whether it is damaged, the xxh3 of its samples says where. When the SHA-256 is
-right and an xxh3 is not, the index is wrong: the tar's hash rules. All problems are reported, none is mended.
+right and an xxh3 is not, the index is wrong: the tar's hash rules. All problems are reported, none is mended. Shards that
+were indexed without checksums are only measured, and such a corpus is never called whole.
 """
 
 import hashlib
@@ -11,19 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.shards.corpus import Corpus, open_corpus
+from mmdata.shards.corpus import SAMPLE_DTYPE, Corpus, open_corpus
 from mmdata.shards.manifest import listings
 from mmdata.shards.members import TAR_BLOCK
-from mmdata.shards.sealed import INDEX_FILES, MANIFEST, RESTORE
+from mmdata.shards.sealed import INDEX_FILES, MANIFEST, RESTORE, ShardFacts
+from mmdata.shards.sums import SampleSums, chunks
 from mmdata.storage import open_store
 
-CHUNK = 1 << 20  # stays in a core's cache between the two hashes
 TICK_S = 5.0
 NAMED = 5  # samples of a shard that a message names
 _INDEX_WRONG = "the tar is right and the index is not: build the corpus anew from its run folder"
@@ -42,7 +42,10 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found. Tars that the manifest does not list are named and ignored."""
+    """What `verify` found. Tars that the manifest does not list are named and ignored.
+
+    unchecked   shards that the manifest has no SHA-256 of, so that only their sizes could be compared
+    """
 
     url: str
     shards: int = 0
@@ -51,11 +54,12 @@ class Verdict:
     seconds: float = 0.0
     problems: tuple[Problem, ...] = ()
     unlisted: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
-        """True when nothing is wrong."""
-        return not self.problems
+        """True when every byte was compared and nothing is wrong."""
+        return not self.problems and not self.unchecked
 
 
 def verify(url: str, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None) -> Verdict:
@@ -74,8 +78,9 @@ def verify(url: str, *, workers: int | None = None, progress: Callable[[int, int
     job = _Job(corpus, None if problems else corpus.samples, progress)
     problems += [*_listings(corpus), *job.run(workers or os.cpu_count() or 1)]
     unlisted = sorted({name for name in store.list("") if name.endswith(".tar")} - set(corpus.shards))
-    seconds = time.monotonic() - started
-    return Verdict(url, len(corpus.shards), corpus.manifest.samples, sum(job.read), seconds, tuple(problems), tuple(unlisted))
+    unchecked = tuple(shard.name for shard in corpus.manifest.shards if shard.sha256 is None)
+    seconds, samples = time.monotonic() - started, corpus.manifest.samples
+    return Verdict(url, len(corpus.shards), samples, sum(job.read), seconds, tuple(problems), tuple(unlisted), unchecked)
 
 
 def _indexes(corpus: Corpus) -> list[Problem]:
@@ -132,7 +137,7 @@ class _Job:
 
     def run(self, workers: int) -> list[Problem]:
         """Read the shards, several at once; return their problems in the order of the shards."""
-        num, total = len(self.corpus.shards), sum(shard.bytes for shard in self.corpus.manifest.shards)
+        num, total = len(self.corpus.shards), sum(shard.bytes for shard in self.corpus.manifest.shards if shard.sha256)
         self.read = [0] * num
         pool = ThreadPoolExecutor(workers, "verify")
         try:
@@ -147,56 +152,42 @@ class _Job:
         return [problem for future in futures if (problem := future.result()) is not None]
 
     def _shard(self, shard: int) -> Problem | None:
-        facts, first = self.corpus.manifest.shards[shard], self.corpus.first_samples[shard]
-        sums = _SampleSums(None if self.samples is None else self.samples[first : first + facts.samples])
-        whole = hashlib.sha256()
+        facts = self.corpus.manifest.shards[shard]
         try:
-            with self.corpus.store.open(facts.name) as file:
-                for chunk in self._chunks(shard, file):
-                    whole.update(chunk)
-                    sums.update(chunk)
+            return self._measured(facts) if facts.sha256 is None else self._read(shard, facts)
         except OSError as error:
             return _problem(self.corpus.store.url, facts.name, error)
-        wrong = [int(first) + place for place in sums.end()]
+
+    def _measured(self, facts: ShardFacts) -> Problem | None:
+        size = self.corpus.store.size(facts.name)
+        return None if size == facts.bytes else Problem(facts.name, _sizes(size, facts), RESTORE)
+
+    def _read(self, shard: int, facts: ShardFacts) -> Problem | None:
+        first = int(self.corpus.first_samples[shard])
+        samples = np.zeros(0, SAMPLE_DTYPE) if self.samples is None else self.samples[first : first + facts.samples]
+        sums, whole = SampleSums(samples["length"]), hashlib.sha256()
+        with self.corpus.store.open(facts.name) as file:
+            for chunk in chunks(file):
+                self.read[shard] += len(chunk)
+                whole.update(chunk)
+                sums.update(chunk)
+        wrong = [first + place for place in _wrong(sums.sums, samples["xxh3"])]
         damaged = "" if self.samples is None else f"; damaged: {_named(wrong)}"
         if self.read[shard] != facts.bytes:
-            return Problem(facts.name, f"{self.read[shard]:,} bytes, the manifest says {facts.bytes:,}{damaged}", RESTORE)
+            return Problem(facts.name, f"{_sizes(self.read[shard], facts)}{damaged}", RESTORE)
         if whole.hexdigest() != facts.sha256:
             return Problem(facts.name, f"its SHA-256 is not the manifest's{damaged}", RESTORE)
         return Problem(facts.name, f"index and tar disagree about {_named(wrong)}", _INDEX_WRONG) if wrong else None
 
-    def _chunks(self, shard: int, file: IO[bytes]) -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(CHUNK))
-        while got := file.readinto(buffer):  # type: ignore[attr-defined]
-            self.read[shard] += got
-            yield buffer[:got]
+
+def _wrong(sums: list[int], said: np.ndarray) -> list[int]:
+    """Return the places of the samples whose sum is not what the index says, or that were not reached."""
+    read = np.array(sums, np.uint64) != said[: len(sums)]
+    return [*np.flatnonzero(read).tolist(), *range(len(sums), len(said))]
 
 
-class _SampleSums:
-    """The xxh3 of each sample of a shard, while its bytes stream by; the places of those that are wrong."""
-
-    def __init__(self, samples: np.ndarray | None) -> None:
-        self.ends = np.zeros(0, np.int64) if samples is None else np.cumsum(samples["length"], dtype=np.int64) * TAR_BLOCK
-        self.sums = np.zeros(0, np.uint64) if samples is None else samples["xxh3"]
-        self.wrong: list[int] = []
-        self._at = self._place = 0
-        self._hash = xxhash.xxh3_64()
-
-    def update(self, chunk: memoryview) -> None:
-        """Take the next bytes of the shard."""
-        while len(chunk) and self._place < len(self.ends):
-            piece = chunk[: int(self.ends[self._place]) - self._at]
-            self._hash.update(piece)
-            self._at, chunk = self._at + len(piece), chunk[len(piece) :]
-            if self._at == self.ends[self._place]:
-                if self._hash.intdigest() != self.sums[self._place]:
-                    self.wrong.append(self._place)
-                self._hash.reset()
-                self._place += 1
-
-    def end(self) -> list[int]:
-        """Return the places of the samples that are wrong or were not reached."""
-        return [*self.wrong, *range(self._place, len(self.ends))]
+def _sizes(size: int, facts: ShardFacts) -> str:
+    return f"{size:,} bytes, the manifest says {facts.bytes:,}"
 
 
 def _named(wrong: list[int]) -> str:

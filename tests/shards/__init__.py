@@ -1,0 +1,1 @@
+"""Foreign tars as corpora, corpora cut anew, tars without an index."""
