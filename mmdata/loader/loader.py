@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, cast, overload
 
 import numpy as np
@@ -26,8 +26,8 @@ from mmdata.loader.cache import Cache
 from mmdata.loader.fetch import Fetcher
 from mmdata.loader.mixture import Weights, mixture_of
 from mmdata.loader.order import BLOCK, Shuffle
-from mmdata.loader.plan import WINDOW, Plan, Start, Step
-from mmdata.loader.sample import Sample
+from mmdata.loader.plan import WINDOW, Plan, Start, Step, Window
+from mmdata.loader.sample import Drawing, Sample
 from mmdata.loader.seeds import keyed
 from mmdata.loader.source import Corpora, Lengths, Reading, sources_of
 from mmdata.loader.state import PEEK, LoaderState
@@ -36,7 +36,7 @@ from mmdata.storage import digest_json
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-CHUNK = 32  # samples that a thread takes at once
+CHUNK = 64  # samples that a thread takes at once
 
 
 class Transform(Protocol[T_co]):
@@ -126,7 +126,7 @@ class Batch(Generic[T]):
     items: tuple[T, ...]
     starts: tuple[int, ...]
     bad: tuple[str, ...]
-    _chunks: tuple["_Chunk", ...]
+    _draws: "_Chunk"
     _corpora: tuple[tuple[str, str], ...]
 
     @property
@@ -139,8 +139,7 @@ class Batch(Generic[T]):
         """Which samples were drawn, in order, those that are bad among them."""
         return tuple(
             Draw(self._corpora[corpus][0], epoch, self._corpora[corpus][1], index)
-            for chunk in self._chunks
-            for corpus, index, epoch in zip(*(column.tolist() for column in chunk), strict=True)
+            for corpus, index, epoch in zip(*(column.tolist() for column in self._draws), strict=True)
         )
 
     def __len__(self) -> int:
@@ -155,17 +154,30 @@ class _Chunk(NamedTuple):
     epoch_D: np.ndarray
 
 
+class _Failure(NamedTuple):
+    """What a transform raised."""
+
+    error: Exception
+
+
+@dataclass
+class _Group:
+    """The draws of neighbouring steps, read together however small a step is: chunks, and a result of each on its way."""
+
+    draws: _Chunk
+    chunks: list[_Chunk]
+    results: "list[Future[list[Any]]]"
+    made: list[Any] | None = None
+
+
 class _Ahead(NamedTuple):
-    """A step on its way: the sizes of this rank's rows, and a chunk with its result each."""
+    """A step on its way: the sizes of this rank's rows, and where its samples are in its group."""
 
     step: Step
     sizes: np.ndarray
-    chunks: list[_Chunk]
-    results: list["Future[list[Any]] | None"]
-
-    @property
-    def num(self) -> int:
-        return int(self.sizes.sum())
+    group: _Group
+    first: int
+    last: int
 
 
 class Loader(Generic[T]):
@@ -233,6 +245,7 @@ class Loader(Generic[T]):
         self._pool = ThreadPoolExecutor(options.threads, "read") if options.threads else None
         self._ahead: deque[_Ahead] = deque()
         self._num_bad = 0
+        self._drawing = Drawing(options.captions, options.seed) if options.captions is not None else None
         self._steps: Iterator[Step]
         self._go((self.plan.first, 0))
 
@@ -245,13 +258,10 @@ class Loader(Generic[T]):
             self._read_ahead()
             if not self._ahead:
                 raise StopIteration
-            ahead = self._ahead[0]
-            made = [self._make(chunk) if result is None else result.result()
-                    for chunk, result in zip(ahead.chunks, ahead.results, strict=True)]  # fmt: skip
-            batch = self._batch(ahead, [item for items in made for item in items])
+            batch = self._batch(self._ahead[0])
         # Not before: a step that cannot be read stays the next one, and the state says so.
-        self._ahead.popleft()
-        self._num_ahead -= ahead.num
+        ahead = self._ahead.popleft()
+        self._num_ahead -= ahead.last - ahead.first
         self._num_bad += len(batch.bad)
         self._at, self.step = ahead.step.after, ahead.step.number + 1
         self._meter.count(batches=1, samples=len(batch.items), bad=len(batch.bad))
@@ -331,9 +341,8 @@ class Loader(Generic[T]):
 
     def _go(self, place: tuple[Start, int]) -> None:
         for ahead in self._ahead:
-            for result in ahead.results:
-                if result is not None:
-                    result.cancel()
+            for result in ahead.group.results:
+                result.cancel()
         self._ahead.clear()
         self._num_ahead = 0
         self._at = place
@@ -344,26 +353,34 @@ class Loader(Generic[T]):
         limit = self.options.ahead if self._pool is not None else 0
         while not self._ahead or self._num_ahead < limit:
             with self._meter.time("plan"):
-                step = next(self._steps, None)
-                if step is None:
+                if not self._plan_group():
                     return
-                ahead = self._planned(step)
-            self._ahead.append(ahead)
-            self._num_ahead += ahead.num
 
-    def _planned(self, step: Step) -> _Ahead:
-        """Hand this rank's rows of a step to the threads."""
-        chunks, sizes = [], []
-        for span in step.of_rank(self.options.rank, self.options.world):
-            draws_D, sizes_R = span.draws()
-            window = span.window
-            sizes.append(sizes_R)
-            for at in range(0, len(draws_D), CHUNK):
-                some = draws_D[at : at + CHUNK]
-                chunks.append(_Chunk(window.corpus_D[some], window.index_D[some], window.epoch_D[some]))
-        pool = self._pool
-        results = [None if pool is None else pool.submit(self._make, chunk) for chunk in chunks]
-        return _Ahead(step, np.concatenate(sizes), chunks, results)
+    def _plan_group(self) -> bool:
+        """Hand this rank's rows of the next steps to the threads; false when there is no step."""
+        steps: list[tuple[Step, np.ndarray]] = []
+        drawn: list[tuple[Window, np.ndarray]] = []
+        num = 0
+        for step in self._steps:
+            spans = [(span.window, *span.draws()) for span in step.of_rank(self.options.rank, self.options.world)]
+            drawn += [(window, draws_D) for window, draws_D, _ in spans]
+            sizes = spans[0][2] if len(spans) == 1 else np.concatenate([sizes_R for _, _, sizes_R in spans])
+            steps.append((step, sizes))
+            num += sum(len(draws_D) for _, draws_D, _ in spans)
+            if num >= CHUNK:
+                break
+        if not steps:
+            return False
+        draws = _columns(drawn)
+        chunks = [_Chunk(*(column[at : at + CHUNK] for column in draws)) for at in range(0, num, CHUNK)]
+        group = _Group(draws, chunks, [self._pool.submit(self._make, chunk) for chunk in chunks] if self._pool else [])
+        first = 0
+        for step, sizes in steps:
+            last = first + int(sizes.sum())
+            self._ahead.append(_Ahead(step, sizes, group, first, last))
+            first = last
+        self._num_ahead += num
+        return True
 
     def _make(self, chunk: _Chunk) -> list[Any]:
         """Read, decode and transform some samples; what is damaged is an error in its place."""
@@ -372,15 +389,18 @@ class Loader(Generic[T]):
         self._meter.add("read", time.perf_counter() - started)
         decode_s = transform_s = 0.0
         made: list[Any] = []
+        corpora, names, drawing = self._corpora, self._names, self._drawing
+        lazy = self.transform is None and not self.options.decode
         for data, corpus, index, epoch in zip(
             datas, chunk.corpus_D.tolist(), chunk.index_D.tolist(), chunk.epoch_D.tolist(), strict=True
         ):
             if isinstance(data, RunError):
                 made.append(data)
                 continue
-            sample = Sample(
-                self._corpora[corpus], index, self._names[corpus], epoch, data, self.options.captions, self.options.seed
-            )
+            sample = Sample(corpora[corpus], index, names[corpus], epoch, data, drawing)
+            if lazy:
+                made.append(sample)
+                continue
             before = time.perf_counter()
             error = self._decoded(sample)
             after = time.perf_counter()
@@ -393,22 +413,32 @@ class Loader(Generic[T]):
 
     def _decoded(self, sample: Sample) -> RunError | None:
         try:
-            _ = sample.blocks if self.options.decode else sample.members
+            _ = sample.blocks if self.options.decode else None
         except RunError as error:
             return error
         return None
 
-    def _transformed(self, sample: Sample) -> Any:  # noqa: ANN401 - T, or the error of a lazily decoded sample
+    def _transformed(self, sample: Sample) -> Any:  # noqa: ANN401 - T, or what went wrong
         assert self.transform is not None
         try:
             return self.transform(sample, keyed(self.options.seed, sample.epoch, sample.sample_id, "transform"))
         except RunError as error:
             return error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is raised when its step comes
             error.add_note(f"in the transform of {sample.corpus.where(sample.index)}, epoch {sample.epoch}")
-            raise
+            return _Failure(error)
 
-    def _batch(self, ahead: _Ahead, made: list[Any]) -> Batch[T]:
+    def _made(self, group: _Group) -> list[Any]:
+        if group.made is None:
+            parts = [result.result() for result in group.results] if self._pool else map(self._make, group.chunks)
+            group.made = [item for part in parts for item in part]
+        return group.made
+
+    def _batch(self, ahead: _Ahead) -> Batch[T]:
+        made = self._made(ahead.group)[ahead.first : ahead.last]
+        for item in made if self.transform is not None else ():
+            if isinstance(item, _Failure):
+                raise item.error
         bad = [item for item in made if isinstance(item, RunError)]
         if bad and self._num_bad + len(bad) > self.options.bad_samples:
             raise bad[0]
@@ -418,7 +448,8 @@ class Loader(Generic[T]):
             ends = good[ends]
         items = tuple(cast(T, item) for item in made if not isinstance(item, RunError)) if bad else tuple(made)
         told = tuple(str(error) for error in bad)
-        return Batch(ahead.step.number, items, (0, *ends.tolist()), told, tuple(ahead.chunks), self._known)
+        draws = _Chunk(*(column[ahead.first : ahead.last] for column in ahead.group.draws))
+        return Batch(ahead.step.number, items, (0, *ends.tolist()), told, draws, self._known)
 
     def _past(self, planned: int) -> str:
         return digest_json([self.plan.mixture.names, self.plan.mixture.entries[: planned + 1]])
@@ -432,6 +463,18 @@ class Loader(Generic[T]):
             mine = draws_D[window.corpus_D[draws_D] == number]
             found.update(self._corpora[number].sample_ids[window.index_D[mine]].tobytes())
         return found.hexdigest()
+
+
+def _columns(drawn: list[tuple[Window, np.ndarray]]) -> _Chunk:
+    """Look draws up in their windows: which corpus, which index in it, which epoch."""
+    parts = []
+    for _, some in groupby(drawn, key=lambda one: id(one[0])):
+        spans = list(some)
+        window, draws_D = spans[0][0], np.concatenate([draws_D for _, draws_D in spans])
+        parts.append((window.corpus_D[draws_D], window.index_D[draws_D], window.epoch_D[draws_D]))
+    if len(parts) == 1:
+        return _Chunk(*parts[0])
+    return _Chunk(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _check(options: Options, lengths: Lengths | None) -> None:

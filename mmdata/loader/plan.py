@@ -77,11 +77,11 @@ class Span(NamedTuple):
 
     def draws(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the draws in these rows, and how many are in each row."""
-        starts_R, order_D = self.window.starts_R, self.window.order_D
-        sizes = np.diff(starts_R)[self.rows.start : self.rows.stop : self.rows.step]
+        starts_R, order_D, rows = self.window.starts_R, self.window.order_D, self.rows
+        sizes = starts_R[rows.start + 1 : rows.stop + 1 : rows.step] - starts_R[rows.start : rows.stop : rows.step]
         if len(order_D) == len(starts_R) - 1:  # a row is a draw
-            return order_D[self.rows.start : self.rows.stop : self.rows.step], sizes
-        parts = [order_D[starts_R[row] : starts_R[row + 1]] for row in self.rows]
+            return order_D[rows.start : rows.stop : rows.step], sizes
+        parts = [order_D[starts_R[row] : starts_R[row + 1]] for row in rows]
         return np.concatenate(parts) if parts else order_D[:0], sizes
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -35,7 +34,13 @@ class Block(NamedTuple):
     data: bytes | None = None
 
 
-@dataclass(eq=False)  # not frozen: a hundred thousand are made a second
+class Drawing(NamedTuple):
+    """How one of several captions is drawn: weights by kind, and the seed."""
+
+    weights: Mapping[str, float]
+    seed: int
+
+
 class Sample:
     """One sample: a pair is an image block and a text block, a document any number of both.
 
@@ -45,21 +50,23 @@ class Sample:
     All else is made of `data` when first asked for.
     """
 
-    corpus: Corpus
-    index: int
-    source: str
-    epoch: int
-    data: bytes
-    captions: Mapping[str, float] | None = None
-    seed: int = 0
+    __slots__ = ("__dict__", "_members", "corpus", "data", "drawing", "epoch", "index", "source")  # 100,000 a second
 
-    @cached_property
+    def __init__(
+        self, corpus: Corpus, index: int, source: str, epoch: int, data: bytes, drawing: "Drawing | None" = None
+    ) -> None:
+        self.corpus, self.index, self.source, self.epoch, self.data, self.drawing = corpus, index, source, epoch, data, drawing
+        self._members: dict[str, bytes] | None = None
+
+    @property
     def members(self) -> dict[str, bytes]:
         """Every file of the sample by its suffix: `jpg`, `txt`, `json`, and whatever else was stored."""
-        try:
-            return dict(members(self.data))
-        except RunError as error:
-            raise RunError(f"{self.corpus.where(self.index)} {error.message}", hint=error.hint) from error
+        if self._members is None:
+            try:
+                self._members = dict(members(self.data))
+            except RunError as error:
+                raise RunError(f"{self.corpus.where(self.index)} {error.message}", hint=error.hint) from error
+        return self._members
 
     @cached_property
     def sample_id(self) -> str:
@@ -87,18 +94,24 @@ class Sample:
     @cached_property
     def texts(self) -> list[str]:
         """The texts alone, without decoding an image."""
-        blocks = self.meta.get("blocks")
-        if isinstance(blocks, list):
-            return [str(block["text"]) for block in blocks if block.get("type") == "text"]
+        if self._document is not None:
+            return [str(block["text"]) for block in self._document if block["type"] == "text"]
         return [self._caption()] if "txt" in self.members else []
+
+    @cached_property
+    def _document(self) -> list[dict[str, Any]] | None:
+        """The blocks of a document as its JSON has them. A pair has a `txt`, whatever a stranger's JSON calls blocks."""
+        blocks = None if "txt" in self.members else self.meta.get("blocks")
+        known = isinstance(blocks, list) and all(isinstance(block, dict) and "type" in block for block in blocks)
+        return blocks if known else None
 
     def _block(self, record: np.void) -> Block:
         kind = KINDS[int(record["kind"])]
         if kind == "text":
-            document, position = self.meta.get("blocks"), int(record["position"])
+            document, position = self._document, int(record["position"])
             # Blocks that a filter dropped leave gaps: a block is found by its position, not by its place in the list.
-            texts = {block["position"]: block.get("text") for block in document} if isinstance(document, list) else {}
-            return Block(kind, texts[position] if isinstance(document, list) else self._caption(), None)
+            texts = {block["position"]: block.get("text") for block in document or ()}
+            return Block(kind, self._caption() if document is None else texts[position], None)
         data = self.data[int(record["offset"]) : int(record["offset"]) + int(record["size"])]
         if kind == "video":
             return Block(kind, None, None, data)
@@ -107,14 +120,15 @@ class Sample:
     def _caption(self) -> str:
         """Return the sample's text; with weights by kind, one of all its captions, drawn by the sample's own key."""
         text = self.members["txt"].decode()
-        if self.captions is None:
+        if self.drawing is None:
             return text
+        weights_by_kind, seed = self.drawing
         others = [caption for caption in self.meta.get("captions") or () if caption.get("text")]
         known = [("text", text), *((str(caption.get("kind") or ""), str(caption["text"])) for caption in others)]
-        weights = np.asarray([self.captions.get(kind, 0.0) for kind, _ in known])
+        weights = np.asarray([weights_by_kind.get(kind, 0.0) for kind, _ in known])
         if not weights.sum():
             return text
-        place = keyed(self.seed, self.epoch, self.sample_id, "caption").random() * weights.sum()
+        place = keyed(seed, self.epoch, self.sample_id, "caption").random() * weights.sum()
         return known[int(np.searchsorted(np.cumsum(weights), place, side="right"))][1]
 
 
