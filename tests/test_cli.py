@@ -53,6 +53,8 @@ def test_every_command_has_help() -> None:
         "sample",
         "demo",
         "schema",
+        "index",
+        "reshard",
     ):
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0, name

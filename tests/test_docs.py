@@ -63,6 +63,13 @@ def test_the_loaders_examples_work(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "docs/run-folder.md", "docs/adding-a-stage.md", "docs/loader.md"):
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/run-folder.md",
+        "docs/adding-a-stage.md",
+        "docs/loader.md",
+        "docs/foreign-tars.md",
+    ):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert "://" in target or ((ROOT / name).parent / target).exists(), f"{name}: {target}"
