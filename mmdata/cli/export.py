@@ -4,23 +4,45 @@ from typing import Annotated
 
 import typer
 
-from mmdata.cli.options import say
+from mmdata.cli.options import corpus_of, say, tell
+
+IMG2DATASET = "img2dataset"
 
 
 def command(
-    form: Annotated[str, typer.Argument(help="What to write: img2dataset", metavar="FORMAT")],
-    run_dir: Annotated[str, typer.Argument(help="Folder of a run that has ended", metavar="RUN")],
+    form: Annotated[str, typer.Argument(help="img2dataset, energon, mds, litdata or parquet", metavar="FORMAT")],
+    path: Annotated[str, typer.Argument(help="Folder of a run that has ended, or of a corpus", metavar="PATH")],
     out: Annotated[str, typer.Argument(help="Folder to write to", metavar="OUT")],
-    output_format: Annotated[str, typer.Option(help="webdataset, files or parquet")] = "webdataset",
+    output_format: Annotated[str | None, typer.Option(help="Of img2dataset: webdataset, files or parquet")] = None,
 ) -> None:
-    """Write what RUN downloaded to OUT: `img2dataset` is its flat folder, additions and retries merged."""
+    """Write PATH to OUT for other programs.
+
+    `img2dataset` writes what a run downloaded, its flat folder, additions and retries merged. The other formats write a corpus.
+    """
+    if form == IMG2DATASET:
+        _download(path, out, output_format or "webdataset")
+    else:
+        _corpus(form, path, out, output_format)
+
+
+def _download(run_dir: str, out: str, output_format: str) -> None:
     from mmdata.errors import ConfigError, did_you_mean
     from mmdata.report.export import Request, export_img2dataset
     from mmdata.shards.img2dataset import FORMATS, Layout
 
-    if form != "img2dataset":
-        raise ConfigError(f"no export is called `{form}`", hint="known: img2dataset")
     if output_format not in FORMATS:
         raise ConfigError(f"no output format is called `{output_format}`", hint=did_you_mean(output_format, FORMATS))
-    done = export_img2dataset(run_dir, out, Request(Layout.model_validate({"output_format": output_format})))
-    say(done.as_text())
+    say(export_img2dataset(run_dir, out, Request(Layout.model_validate({"output_format": output_format}))).as_text())
+
+
+def _corpus(form: str, folder: str, out: str, output_format: str | None) -> None:
+    from mmdata.errors import ConfigError, did_you_mean
+    from mmdata.shards.export import FORMATS, export_corpus
+
+    if form not in FORMATS:
+        raise ConfigError(f"no export is called `{form}`", hint=did_you_mean(form, (IMG2DATASET, *FORMATS)))
+    if output_format is not None:
+        raise ConfigError(f"--output-format is not for `{form}`", hint=f"leave it out, or export `{IMG2DATASET}`")
+    done = export_corpus(form, corpus_of(folder), out, lambda num, total: tell(f"{num:,} of {total:,} samples written"))
+    files = f"{done.files:,} files, {done.bytes / 1e6:,.1f} MB in {done.seconds:.1f} s"
+    say(f"{done.samples:,} samples written: {files}")

@@ -18,6 +18,7 @@ from mmdata.cli import (
     gc,
     img2dataset,
     index,
+    inspect,
     plan,
     reshard,
     retry,
@@ -37,7 +38,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (run, plan, status, explain, failures, retry, index, verify, reshard, export, gc, train, sample, demo, schema):
+for module in (
+    run,
+    plan,
+    status,
+    explain,
+    failures,
+    retry,
+    index,
+    verify,
+    inspect,
+    reshard,
+    export,
+    gc,
+    train,
+    sample,
+    demo,
+    schema,
+):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
 app.command("img2dataset", context_settings=img2dataset.CONTEXT)(img2dataset.command)
 

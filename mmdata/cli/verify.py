@@ -4,17 +4,17 @@ from typing import Annotated
 
 import typer
 
-from mmdata.cli.options import say, tell
+from mmdata.cli.options import CorpusFolder, corpus_of, say, tell
 
 
 def command(
-    folder: Annotated[str, typer.Argument(help="Folder of a corpus, or of a run: then its newest corpus", metavar="CORPUS")],
+    folder: CorpusFolder,
     workers: Annotated[int | None, typer.Option(help="Threads that read and hash  [default: one a core]", min=1)] = None,
 ) -> None:
     """Compare every byte of a corpus with its manifest; exit with 1 when it is damaged, or has no checksums."""
     from mmdata.shards import verify
 
-    verdict = verify(_corpus(folder), workers=workers, progress=lambda done, total: tell(f"{_mb(done)} of {_mb(total)} read"))
+    verdict = verify(corpus_of(folder), workers=workers, progress=lambda done, total: tell(f"{_mb(done)} of {_mb(total)} read"))
     for problem in verdict.problems:
         say(str(problem))
     for name in verdict.unlisted:
@@ -33,24 +33,6 @@ def command(
 
 def _state(problems: int) -> str:
     return f"damaged ({problems} problems)" if problems else "not checked"
-
-
-def _corpus(folder: str) -> str:
-    from mmdata.errors import ConfigError
-    from mmdata.storage import open_store
-
-    if open_store(folder).exists("corpus.json"):
-        return folder
-    from mmdata.engine import RunStore
-
-    run = RunStore(folder)
-    if run.owner() is None:
-        raise ConfigError(f"{folder}: neither a corpus nor a run folder", hint="give a folder with corpus.json or run.json in it")
-    made = (run.manifest(number)["corpus"] for number in reversed(run.finished()))
-    newest = next((corpus for corpus in made if corpus is not None), None)
-    if newest is None:
-        raise ConfigError(f"{folder}: no generation of this run has made a corpus yet", hint="finish the run")
-    return f"{folder}/{newest}"
 
 
 def _mb(num: float) -> str:

@@ -18,7 +18,10 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 .bar{display:inline-block;height:.8em;background:#c96;vertical-align:middle}
 .kept .bar{background:#4a8} .cards{display:flex;flex-wrap:wrap;gap:.8em} .card{width:150px;font-size:12px;color:#555}
 .card img{width:150px;height:150px;object-fit:contain;background:#f4f4f4;display:block} img.sheet{max-width:100%}
+.card{overflow-wrap:anywhere} .spread{width:350px;font-size:12px;color:#555} .spread rect{fill:#c96} td{overflow-wrap:anywhere}
 """
+# Nothing is loaded and nothing runs, whatever a text from the data would get past the escaping.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class Section:
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write the page."""
     body = "".join(f"<h2>{escape(section.title)}</h2>{section.html}" for section in sections)
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
-    path.write_text(f"{head}<h1>{escape(title)}</h1>{body}</html>\n", encoding="utf-8")
+    policy = f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
+    head = f"<!doctype html><html lang=en><meta charset=utf-8>{policy}<title>{escape(title)}</title><style>{_STYLE}</style>"
+    # A text out of JSON may hold half a character, which UTF-8 cannot write.
+    path.write_bytes(f"{head}<h1>{escape(title)}</h1>{body}</html>\n".encode(errors="replace"))
 
 
 def funnel_html(funnel: dict[str, object], by_stage: Sequence[tuple[str, str, int]]) -> str:
@@ -60,7 +65,9 @@ def funnel_html(funnel: dict[str, object], by_stage: Sequence[tuple[str, str, in
 
 def cards_html(cards: Sequence[Card]) -> str:
     """Return pictures in a row, each with its text."""
-    inner = "".join(f"<div class=card><img alt='' src='{data_url(card.image)}'>{escape(card.text)}</div>" for card in cards)
+    inner = "".join(
+        f"<div class=card dir=auto><img alt='' src='{data_url(card.image)}'>{escape(card.text)}</div>" for card in cards
+    )
     return f"<div class=cards>{inner}</div>"
 
 
@@ -107,6 +114,30 @@ def _curve(records: list[dict[str, float]], label: str, train: str, held_out: st
         f"<path stroke='#999' fill=none d='M50 20 V{height - 25} H{width - 10}'/>"
         f"<text x=5 y=26 font-size=11>{top:.2f}</text><text x=25 y={height - 25} font-size=11>0</text>"
         f"<text x={width - 50} y={height - 8} font-size=11>{last:.0f}</text>{paths}</svg>"
+    )
+
+
+def histogram_html(label: str, counts: Sequence[int], ends: tuple[str, str], notes: Sequence[str], foot: str) -> str:
+    """Return a histogram as an inline SVG.
+
+    ends   what stands below the first and the last bar
+    notes  what each bar says when it is pointed at
+    foot   a line of text beneath
+    """
+    width, height, top = 350, 110, max(counts, default=0)
+    bar = width / max(len(counts), 1)
+    bars = ""
+    for place, (num, note) in enumerate(zip(counts, notes, strict=True)):
+        tall = max(1.0, (height - 34) * num / top) if num else 0.0
+        bars += (
+            f"<rect x={place * bar:.1f} y={height - 16 - tall:.1f} width={max(bar - 1, 1):.1f} height={tall:.1f}>"
+            f"<title>{escape(note)}</title></rect>"
+        )
+    base, left, right = height - 3, escape(ends[0]), escape(ends[1])
+    return (
+        f"<div class=spread><svg width={width} height={height} role=img><text x=0 y=12 font-size=13>{escape(label)}</text>{bars}"
+        f"<path stroke='#999' fill=none d='M0 {base - 12.5} H{width}'/><text x=0 y={base} font-size=11>{left}</text>"
+        f"<text x={width} y={base} font-size=11 text-anchor=end>{right}</text></svg><br>{escape(foot)}</div>"
     )
 
 

@@ -1,0 +1,101 @@
+"""Megatron-Energon: the corpus's own tars, with the `.nv-meta` folder and the indexes that Energon's preparation makes.
+
+Decided here: tars are not written anew. They are hard links where the disk allows it, else copies that are compared with the
+manifest's SHA-256. A corpus of image pairs is a `CaptioningSample`; any other is left to the user's cooker (`CrudeWebdataset`).
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mmdata.errors import RunError
+from mmdata.shards.corpus import SUFFIXES, Corpus
+from mmdata.shards.export import Counter
+from mmdata.shards.export.records import Shape
+from mmdata.shards.sealed import RESTORE, ShardFacts
+from mmdata.storage import LocalStore
+from mmdata.storage.store import COPY_BYTES
+
+META = ".nv-meta"
+WORKERS = 2
+
+
+def write(corpus: Corpus, folder: Path, counter: Counter) -> None:
+    """Place the tars and have Energon prepare them."""
+    from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
+
+    shards = [shard for shard in corpus.manifest.shards if shard.samples]
+    for shard in shards:
+        _place(corpus, shard, folder / shard.name)
+
+    def progress(steps: Iterable[Any], _total: int) -> Iterator[Any]:
+        for shard, step in zip(shards, steps, strict=False):
+            yield step
+            counter.add(shard.samples)
+
+    patterns = [(split, _pattern(names)) for split, names in _by_split(shards).items()]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it says what it saves; the output is for what we say
+            WebdatasetPreparator.prepare_dataset(
+                folder, [shard.name for shard in shards], split_parts_patterns=patterns, progress_fn=progress, workers=WORKERS
+            )
+    except (AssertionError, sqlite3.Error) as error:
+        raise RunError(
+            f"Energon cannot prepare {corpus.store.url}: {error}", hint="`mmdata verify` finds damaged tars"
+        ) from error
+    _check(folder, shards)
+    (folder / META / "dataset.yaml").write_text(yaml.safe_dump(_dataset(corpus), sort_keys=False), encoding="utf-8")
+
+
+def _place(corpus: Corpus, shard: ShardFacts, path: Path) -> None:
+    if isinstance(corpus.store, LocalStore):
+        with contextlib.suppress(OSError):
+            os.link(corpus.store.path(shard.name), path)
+            return
+    whole = hashlib.sha256()
+    with corpus.store.open(shard.name) as source, path.open("wb") as file:
+        while chunk := source.read(COPY_BYTES):
+            whole.update(chunk)
+            file.write(chunk)
+    if whole.hexdigest() != shard.sha256:
+        raise RunError(f"{corpus.store.url}/{shard.name}: its SHA-256 is not the manifest's", hint=RESTORE)
+
+
+def _by_split(shards: list[ShardFacts]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for shard in shards:
+        found.setdefault(shard.split, []).append(shard.name)
+    return found
+
+
+def _pattern(names: list[str]) -> str:
+    # Energon expands braces and takes backslashes away first, so dots are written as sets.
+    return f"(?:{'|'.join(name.replace('.', '[.]') for name in names)})$"
+
+
+def _check(folder: Path, shards: list[ShardFacts]) -> None:
+    """Compare what Energon counted with the manifest: it passes over a tar that it cannot read, and only logs it."""
+    counted = json.loads((folder / META / ".info.json").read_text(encoding="utf-8"))["shard_counts"]
+    for shard in shards:
+        if counted.get(shard.name) != shard.samples:
+            found = counted.get(shard.name, 0)
+            raise RunError(f"{shard.name}: Energon found {found} samples, the manifest says {shard.samples}", hint=RESTORE)
+
+
+def _dataset(corpus: Corpus) -> dict[str, object]:
+    if Shape.of(corpus) != Shape(images=True, videos=False, documents=False):
+        return {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
+    media = corpus.blocks["kind"] > 0
+    suffixes = [SUFFIXES[number] for number in np.unique(corpus.blocks["suffix"][media]).tolist()]
+    fields = {"image": ",".join(suffixes), "caption": "txt"}
+    sample = {"__module__": "megatron.energon", "__class__": "CaptioningSample"}
+    return {"sample_type": sample, "field_map": fields}
