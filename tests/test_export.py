@@ -104,7 +104,7 @@ def test_litdata_reads_what_its_writer_wrote(mixed: str, tmp_path: Path) -> None
 
 
 def test_a_caption_that_names_a_file_is_a_text_for_litdata(tmp_path: Path) -> None:
-    """The first sample decides how LitData writes a column, and its own serializer takes a text that names a file for the file."""
+    """The first sample decides how LitData writes a column, and its own serializers read a file that a text names."""
     litdata = needs("litdata")
     secret = tmp_path / "secret.tif"
     secret.write_bytes(b"what nobody asked for")

@@ -131,25 +131,25 @@ def _untold(corpus: Corpus, kinds: np.ndarray) -> int:
 
 def _spreads(corpus: Corpus) -> list[Spread]:
     blocks, samples, shards = corpus.blocks, corpus.samples, corpus.manifest.shards
-    found = [each for kind in KINDS[1:] for each in _sizes(blocks[blocks["kind"] == KINDS.index(kind)], kind)]
+    found = [each for number, kind in enumerate(KINDS) if number for each in _sizes(blocks, blocks["kind"] == number, kind)]
     found.append(spread("text length", "characters", blocks["characters"][blocks["kind"] == 0]))
-    found.append(spread("sample", "bytes in its tar", samples["length"].astype(np.int64) * TAR_BLOCK))
+    found.append(spread("sample", "bytes in its tar", np.multiply(samples["length"], TAR_BLOCK, dtype=np.uint64)))
     found.append(spread("blocks of a sample", "blocks", samples["num_blocks"]))
     found.append(spread("shard", "bytes", np.array([shard.bytes for shard in shards], dtype=np.int64)))
     found.append(spread("samples of a shard", "samples", np.array([shard.samples for shard in shards], dtype=np.int64)))
     return [each for each in found if each.count or each.unknown]
 
 
-def _sizes(blocks: np.ndarray, kind: str) -> Iterator[Spread]:
-    width, height = blocks["width"].astype(np.int64), blocks["height"].astype(np.int64)
+def _sizes(blocks: np.ndarray, of_kind: np.ndarray, kind: str) -> Iterator[Spread]:
+    """Yield the spreads of a kind of media. An index has 10^7 blocks and more, so nothing is copied that is not looked at."""
+    width, height = blocks["width"][of_kind], blocks["height"][of_kind]
     known = (width > 0) & (height > 0)
-    unknown = int(np.count_nonzero(~known))
-    width, height = width[known], height[known]
+    width, height, unknown = width[known], height[known], int(np.count_nonzero(~known))
     yield spread(f"{kind} width", "pixels", width, unknown)
     yield spread(f"{kind} height", "pixels", height, unknown)
-    yield spread(f"{kind} area", "pixels", width * height, unknown)
-    yield spread(f"{kind} aspect ratio", "width / height", width / height, unknown)
-    yield spread(f"{kind} size", "bytes", blocks["size"])
+    yield spread(f"{kind} area", "pixels", np.multiply(width, height, dtype=np.uint64), unknown)
+    yield spread(f"{kind} aspect ratio", "width / height", np.divide(width, height, dtype=np.float32), unknown)
+    yield spread(f"{kind} size", "bytes", blocks["size"][of_kind])
 
 
 def _look(corpus: Corpus) -> Chosen:

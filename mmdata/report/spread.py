@@ -61,7 +61,7 @@ def spread(name: str, unit: str, values: np.ndarray, unknown: int = 0, *, ratios
     ordered = np.sort(values)
     quantiles = {key: ordered[int(share * (num - 1))].item() for key, share in QUANTILES.items()}
     edges = _edges(ordered, ratios)
-    starts = np.searchsorted(ordered, edges[:-1], side="left")
+    starts = np.searchsorted(ordered, edges[:-1].astype(ordered.dtype), side="left")  # of one type: nothing large is converted
     counts = np.diff(np.append(starts, num))
     return Spread(name, unit, num, unknown, quantiles, edges.tolist(), counts.tolist())
 
@@ -83,12 +83,12 @@ def _edges(ordered: np.ndarray, ratios: bool) -> np.ndarray:
     if ratios and low >= 0 and high >= WIDE * max(low, 1 if whole else 0):
         return _equal_ratios(ordered, low, high, whole)
     edges = np.linspace(low, high, BINS + 1)
-    return np.unique(edges.astype(np.int64)) if whole else edges
+    return np.unique(edges.astype(np.int64)) if whole else edges.astype(ordered.dtype)
 
 
 def _equal_ratios(ordered: np.ndarray, low: Number, high: Number, whole: bool) -> np.ndarray:
     least = low if low > 0 else ordered[np.searchsorted(ordered, 0, side="right")].item()  # zero has a bin of its own
     edges = np.geomspace(least, high, BINS + 1)
     edges[0], edges[-1] = least, high
-    edges = np.unique(np.round(edges).astype(np.int64)) if whole else edges
+    edges = np.unique(np.round(edges).astype(np.int64)) if whole else edges.astype(ordered.dtype)
     return edges if low > 0 else np.concatenate([np.zeros(1, edges.dtype), edges])
