@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mmdata.cli.main import main
 from mmdata.errors import BusyError, ConfigError, RunError
 from mmdata.shards import Corpus, open_corpus
 from mmdata.shards.export import FORMATS, export_corpus
@@ -195,8 +196,9 @@ def test_datasets_reads_the_parquet(mixed: str, tmp_path: Path) -> None:
         assert raw["sample_id"][:] == ids(mixed, split)
         for row in raw.select_columns(["sample_id", "text", "json", "image", "video"]):
             check_parquet(row, members[row["sample_id"]])
-    image = next(row["image"] for row in data["train"] if row["image"] is not None)
-    assert image.size[0] == 32
+    rows = [row for split in data for row in data[split]]
+    assert next(row["image"] for row in rows if row["image"] is not None).size[0] == 32
+    assert [[image.size for image in row["media"]] for row in rows if row["blocks"] is not None] == [[(32, 32)] * 2] * 2
 
 
 def test_the_parquet_has_every_sample_in_bounded_groups(mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +263,26 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
         export_corpus("parquet", url, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / f"out{SUFFIX}").exists()
+
+
+def test_the_command_takes_a_run_folder_and_says_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mmdata", "export", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    make_corpus(tmp_path, num=12)
+    monkeypatch.setattr("mmdata.shards.export.TICK_S", 0.0)
+    code, out, err = call("parquet", str(tmp_path / "run"), str(tmp_path / "out"))
+    assert (code, out.startswith("12 samples written: 4 files, 0.0 MB in ")) == (0, True)
+    assert err.splitlines() == [f"{num} of 12 samples written" for num in (4, 8, 12)]
+    code, _, err = call("parquet", str(tmp_path / "run"), str(tmp_path / "out"))
+    assert (code, "is not an empty folder" in err) == (2, True)
+    code, _, err = call("mds", "corpus", "out", "--output-format", "files")
+    assert (code, "--output-format is not for `mds`" in err) == (2, True)
 
 
 def test_an_export_that_is_killed_leaves_no_folder_and_the_next_one_is_whole(pairs: str, tmp_path: Path) -> None:

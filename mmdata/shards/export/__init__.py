@@ -1,7 +1,8 @@
 """A corpus in the formats of other loaders, each written by that format's own package.
 
-Decided here: an export is made whole or not at all, on a local disk. Every sample is verified as it is read; its texts, its
-JSON and its media keep their bytes. `mmdata.json` beside the data says which corpus it is and under which licences.
+Decided here: an export is made whole or not at all, on a local disk. Every sample is verified as it is read (tars that are
+only linked are not read); its texts, its JSON and its media keep their bytes. `mmdata.json` beside the data says which corpus
+it is and under which licences.
 """
 
 import json

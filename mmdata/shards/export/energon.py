@@ -26,7 +26,6 @@ from mmdata.storage import LocalStore
 from mmdata.storage.store import COPY_BYTES
 
 META = ".nv-meta"
-WORKERS = 2
 
 
 def write(corpus: Corpus, folder: Path, counter: Counter) -> None:
@@ -46,7 +45,11 @@ def write(corpus: Corpus, folder: Path, counter: Counter) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it says what it saves; the output is for what we say
             WebdatasetPreparator.prepare_dataset(
-                folder, [shard.name for shard in shards], split_parts_patterns=patterns, progress_fn=progress, workers=WORKERS
+                folder,
+                [shard.name for shard in shards],
+                split_parts_patterns=patterns,
+                progress_fn=progress,
+                workers=min(len(shards), os.cpu_count() or 1),
             )
     except (AssertionError, sqlite3.Error) as error:
         raise RunError(
@@ -61,13 +64,22 @@ def _place(corpus: Corpus, shard: ShardFacts, path: Path) -> None:
         with contextlib.suppress(OSError):
             os.link(corpus.store.path(shard.name), path)
             return
+    try:
+        same = _copy(corpus, shard, path)
+    except FileNotFoundError:
+        raise RunError(f"{corpus.store.url}/{shard.name}: missing", hint=RESTORE) from None
+    if not same:
+        raise RunError(f"{corpus.store.url}/{shard.name}: its SHA-256 is not the manifest's", hint=RESTORE)
+
+
+def _copy(corpus: Corpus, shard: ShardFacts, path: Path) -> bool:
+    """Copy a tar; say whether it is what the manifest says."""
     whole = hashlib.sha256()
     with corpus.store.open(shard.name) as source, path.open("wb") as file:
         while chunk := source.read(COPY_BYTES):
             whole.update(chunk)
             file.write(chunk)
-    if whole.hexdigest() != shard.sha256:
-        raise RunError(f"{corpus.store.url}/{shard.name}: its SHA-256 is not the manifest's", hint=RESTORE)
+    return whole.hexdigest() == shard.sha256
 
 
 def _by_split(shards: list[ShardFacts]) -> dict[str, list[str]]:

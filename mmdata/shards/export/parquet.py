@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmdata.errors import RunError
-from mmdata.shards.contents import choose_samples
+from mmdata.shards.contents import VIDEO_PAIR, choose_samples, kinds_of
 from mmdata.shards.corpus import KINDS, Corpus
 from mmdata.shards.export import Counter
 from mmdata.shards.export.records import Media, Record, Shape, read_records
@@ -97,7 +97,7 @@ def _row(record: Record, shape: Shape, plain: dict[str, pa.DataType]) -> dict[st
     row |= {"video": video and video.data} if shape.videos else {}
     if shape.documents:
         document = record.blocks is not None
-        row["blocks"] = json.dumps(record.blocks, ensure_ascii=False) if document else None
+        row["blocks"] = json.dumps(record.blocks) if document else None
         row["media"] = [_file(record, media) for media in record.media] if document else None
     facts = record.facts() if record.blocks is None else {}
     return row | {name: _fitting(facts.get(name), kind) for name, kind in plain.items()}
@@ -112,7 +112,17 @@ def _fitting(value: object, kind: pa.DataType) -> object:
         return None
     if kind == pa.int64():
         return value if -(1 << 63) <= value < 1 << 63 else None  # type: ignore[operator]
+    if kind == pa.string():
+        return value if _is_utf8(value) else None  # type: ignore[arg-type]
     return float(value) if kind == pa.float64() else value  # type: ignore[arg-type]
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character: JSON can spell it
+        return False
+    return True
 
 
 def _table(group: list[dict[str, Any]], schema: pa.Schema, shard: ShardFacts) -> pa.Table:
@@ -140,7 +150,8 @@ def _schema(corpus: Corpus, shape: Shape, plain: dict[str, pa.DataType]) -> pa.S
 
 
 def _document_media(corpus: Corpus) -> dict[str, object]:
-    """Return the feature of an item of a document's media: an image, unless the corpus has videos."""
-    if not bool(np.any(corpus.blocks["kind"] == KINDS.index("video"))):
+    """Return the feature of an item of a document's media: an image, unless documents have videos."""
+    videos = np.count_nonzero(corpus.blocks["kind"] == KINDS.index("video"))
+    if videos == np.count_nonzero(kinds_of(corpus) == VIDEO_PAIR):
         return _IMAGE
     return {"bytes": {"dtype": "binary", "_type": "Value"}, "path": {"dtype": "string", "_type": "Value"}}

@@ -96,7 +96,7 @@ def flat(record: Record, shape: Shape) -> dict[str, str | bytes]:
         starts = np.cumsum([0, *(len(item.data) for item in items)]).tolist()
         places = [{"offset": start, "size": len(item.data)} for start, item in zip(starts, items, strict=False)]
         blocks = [block | places[block["media"]] if "media" in block else block for block in record.blocks or ()]
-        row |= {"blocks": json.dumps(blocks, ensure_ascii=False), "media": b"".join(item.data for item in items)}
+        row |= {"blocks": json.dumps(blocks), "media": b"".join(item.data for item in items)}
     return {name: row[name] for name in shape.columns()}
 
 
