@@ -46,6 +46,7 @@ def test_every_command_has_help() -> None:
         "status",
         "explain",
         "verify",
+        "inspect",
         "export",
         "img2dataset",
         "gc",

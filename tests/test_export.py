@@ -210,6 +210,9 @@ def test_the_parquet_has_every_sample_in_bounded_groups(mixed: str, tmp_path: Pa
     for name in names:
         file = pq.ParquetFile(tmp_path / "out/data" / name)
         assert file.num_row_groups > 1
+        group = file.metadata.row_group(0)
+        codecs = {group.column(place).path_in_schema: group.column(place).compression for place in range(group.num_columns)}
+        assert (codecs["json"], codecs["image.bytes"]) == ("ZSTD", "UNCOMPRESSED")
         for row in file.read().to_pylist():
             seen.append(row["sample_id"])
             check_parquet(row, members[row["sample_id"]])

@@ -45,10 +45,12 @@ def write(corpus: Corpus, folder: Path, counter: Counter) -> None:
     shape = Shape.of(corpus)
     plain = plain_columns(corpus, shape)
     schema = _schema(corpus, shape, plain)
+    # Media is compressed as it is: only columns that are named are.
+    codecs = {name: "zstd" for name in schema.names if name not in ("image", "video", "media")}
     (folder / "data").mkdir()
     for name, first, shard in _files(corpus):
         indexes = range(first, first + shard.samples)
-        with pq.ParquetWriter(folder / "data" / name, schema, compression="zstd", use_dictionary=list(plain)) as writer:
+        with pq.ParquetWriter(folder / "data" / name, schema, compression=codecs, use_dictionary=list(plain)) as writer:
             for group in _groups(read_records(corpus, indexes), shape, plain):
                 writer.write_table(_table(group, schema, shard), row_group_size=len(group))
                 counter.add(len(group))
