@@ -1,10 +1,12 @@
 """Every export is read back by the loader whose format it is: every sample once, with the bytes that the corpus has."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +18,11 @@ import pytest
 
 from mmdata.cli.main import main
 from mmdata.errors import BusyError, ConfigError, RunError
-from mmdata.shards import Corpus, open_corpus
+from mmdata.shards import Corpus, index_folder, open_corpus
 from mmdata.shards.export import FORMATS, export_corpus
 from mmdata.shards.export.place import SUFFIX, finished_folder
-from tests.corpus import make_corpus
+from tests.conftest import encode
+from tests.corpus import draw, make_corpus
 from tests.mixed import HOSTILE, expected, mixed_corpus, pair_row, write_rows
 
 Members = dict[str, bytes]
@@ -168,6 +171,46 @@ def test_energon_leaves_a_mixed_corpus_to_a_cooker(mixed: str, tmp_path: Path) -
             assert parts == members_of(corpus, sample["__key__"])
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory'")
+def test_energon_takes_foreign_tars_that_spell_jpeg_their_own_way(tmp_path: Path) -> None:
+    energon = needs("energon")
+    foreign(tmp_path / "tars")
+    out = tmp_path / "out"
+    export_corpus("energon", str(tmp_path / "tars"), str(out))
+    samples = of_energon(energon, out, "train")
+    assert [sample.caption for sample in samples] == [b"zero", b"one"]
+    assert {sample.image[:3] for sample in samples} == {b"\xff\xd8\xff"}
+
+
+def foreign(folder: Path, *more: tuple[str, bytes]) -> None:
+    """Write a tar as a stranger would, and index it: two images with a text each, and whatever else."""
+    folder.mkdir()
+    image = encode(draw("red", "bar"), "JPEG")
+    members = [("a.jpeg", image), ("a.txt", b"zero"), ("b.jpeg", image), ("b.txt", b"one"), *more]
+    with tarfile.open(folder / "own.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    index_folder(str(folder))
+
+
+def test_foreign_samples_have_a_form_too(tmp_path: Path) -> None:
+    image = encode(draw("red", "bar"), "JPEG")
+    foreign(
+        tmp_path / "tars", ("c.0.jpg", image), ("c.1.jpg", image[:-1]), ("c.txt", b"two"), ("d.cls", b"7"), ("d.txt", b"three")
+    )
+    export_corpus("parquet", str(tmp_path / "tars"), str(tmp_path / "out"))
+    (path,) = (tmp_path / "out/data").iterdir()
+    pair, _, document, bare = pq.read_table(path).to_pylist()
+    assert (pair["text"], pair["image"]["bytes"], pair["json"]) == ("zero", image, "{}")
+    assert [(block["type"], block.get("text")) for block in json.loads(document["blocks"])] == [
+        ("image", None), ("image", None), ("text", "two"),
+    ]  # fmt: skip
+    assert [media["bytes"] for media in document["media"]] == [image, image[:-1]]
+    assert (bare["text"], bare["image"], bare["blocks"]) == ("three", None, None)
+
+
 def test_energon_copies_and_checks_tars_that_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("energon")
 
@@ -180,7 +223,7 @@ def test_energon_copies_and_checks_tars_that_cannot_be_linked(tmp_path: Path, mo
     shard = open_corpus(url).shards[0]
     assert (tmp_path / "out" / shard).read_bytes() == (Path(url) / shard).read_bytes()
     (Path(url) / shard).write_bytes((Path(url) / shard).read_bytes() + bytes(10_240))
-    with pytest.raises(RunError, match=rf"{shard}: its SHA-256 is not the manifest's"):
+    with pytest.raises(RunError, match=rf"{shard}: it is not what the manifest says"):
         export_corpus("energon", url, str(tmp_path / "again"))
 
 

@@ -1,6 +1,7 @@
 """What a corpus holds is said rightly, of any corpus; its page shows strangers' texts and pictures and runs none of them."""
 
 import json
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmdata.report.inspect import Inspection, Picture, inspect_corpus
 from mmdata.report.inspect_page import write_inspection
 from mmdata.report.inspect_text import inspection_text
 from mmdata.report.spread import BINS, QUANTILES, spread
-from mmdata.shards import open_corpus
+from mmdata.shards import index_folder, open_corpus
 from mmdata.shards.contents import choose_samples
 from tests.fire.damage import edit_index
 from tests.mixed import HOSTILE, mixed_corpus, pair_row, write_rows
@@ -59,7 +60,9 @@ def test_the_line_shows_every_bin_that_has_something() -> None:
 def test_counts_are_those_of_the_corpus(found: Inspection, mixed: str) -> None:
     corpus = open_corpus(mixed)
     assert (found.samples, found.blocks, found.shards) == (40, len(corpus.blocks), 3)
-    assert [(kind.name, kind.samples) for kind in found.kinds] == [("pair", 36), ("video pair", 2), ("document", 2)]
+    assert [(kind.name, kind.samples) for kind in found.kinds] == [
+        ("pair", 36), ("video pair", 2), ("document", 2), ("without media", 0),
+    ]  # fmt: skip
     for parts in (found.splits, found.kinds):
         assert sum(part.samples for part in parts) == 40
         assert sum(part.blocks for part in parts) == len(corpus.blocks)
@@ -174,6 +177,21 @@ def test_an_empty_corpus_has_nothing_in_it(tmp_path: Path) -> None:
     assert "0 samples, 0 blocks, 0 shards" in inspection_text(found)
     write_inspection(tmp_path / "page.html", found)
     assert "0 samples, 0 blocks, 0 shards" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_foreign_tars_say_what_they_do_not_know(tmp_path: Path) -> None:
+    url = mixed_corpus(tmp_path)
+    for path in Path(url).iterdir():
+        if path.suffix != ".tar":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    index_folder(url)
+    found = inspect_corpus(url)
+    by_name = {each.name: each for each in found.spreads}
+    assert (by_name["image width"].count, by_name["image width"].unknown) == (0, 40)
+    assert (found.samples, found.licences, found.funnel) == (40, {}, {})
+    assert "images or videos whose size is not in the index: 40" in inspection_text(found)
+    write_inspection(tmp_path / "page.html", found)
+    assert len(Page((tmp_path / "page.html").read_text(encoding="utf-8")).loads) == 38
 
 
 def test_samples_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from mmdata.errors import MmdataError
 from mmdata.report.spread import Spread, spread
 from mmdata.shards import KINDS, Corpus, open_corpus
-from mmdata.shards.contents import SAMPLE_KINDS, choose_samples, kinds_of, read_samples
+from mmdata.shards.contents import PAIR, SAMPLE_KINDS, VIDEO_PAIR, Read, choose_samples, kinds_of, read_samples, with_text
 from mmdata.shards.corpus import SUFFIXES
 from mmdata.shards.members import TAR_BLOCK
 
@@ -126,7 +126,7 @@ def _formats(corpus: Corpus) -> list[Part]:
 
 
 def _untold(corpus: Corpus, kinds: np.ndarray) -> int:
-    return int(np.count_nonzero((corpus.samples["num_blocks"] == 1) & (kinds != SAMPLE_KINDS.index("document"))))
+    return int(np.count_nonzero(((kinds == PAIR) | (kinds == VIDEO_PAIR)) & ~with_text(corpus)))
 
 
 def _spreads(corpus: Corpus) -> list[Spread]:
@@ -157,19 +157,19 @@ def _look(corpus: Corpus) -> Chosen:
     chosen, numbers, sources = Chosen(), _Numbers(), Counter[str]()
     if not corpus.manifest.samples:
         return chosen
-    for index, members in read_samples(corpus, choose_samples(corpus, LOOKED_AT).tolist()):
+    for index, future in read_samples(corpus, choose_samples(corpus, LOOKED_AT).tolist()):
         try:
-            found = members.result()
+            read = future.result()
         except (MmdataError, LookupError, ValueError) as error:  # the latter two: an index that leads nowhere
             chosen.unreadable += 1
             chosen.problem = chosen.problem or (error.message if isinstance(error, MmdataError) else repr(error))
             continue
         chosen.samples += 1
-        facts = _facts(found)
+        facts = _facts(read.members)
         sources[str(facts.get("source", "unknown"))] += 1
         numbers.add(facts)
         if len(chosen.pictures) < PICTURES:
-            chosen.pictures += _picture(corpus, index, found, facts)
+            chosen.pictures += _picture(corpus, index, read, facts)
     chosen.sources = dict(sources.most_common(MAX_SOURCES))
     chosen.scores = numbers.spreads()
     return chosen
@@ -202,14 +202,10 @@ def _finite(value: float) -> bool:
         return False
 
 
-def _picture(corpus: Corpus, index: int, members: dict[str, bytes], facts: dict[str, Any]) -> list[Picture]:
+def _picture(corpus: Corpus, index: int, read: Read, facts: dict[str, Any]) -> list[Picture]:
     """Return the first image of a sample with its text: a pair's caption, or the first text of a document."""
-    for record in corpus.blocks_of(index):
-        suffix = dict(enumerate(SUFFIXES)).get(int(record["suffix"]))
-        data = members.get(f"{suffix}", members.get(f"{record['position']}.{suffix}"))
-        if record["kind"] == KINDS.index("image") and data is not None:
-            return [Picture(data, _caption(members, facts))]
-    return []
+    images = (block for block in corpus.blocks_of(index) if block["kind"] == KINDS.index("image"))
+    return [Picture(read.media(block), _caption(read.members, facts)) for block in images][:1]
 
 
 def _caption(members: dict[str, bytes], facts: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Megatron-Energon: the corpus's own tars, with the `.nv-meta` folder and the indexes that Energon's preparation makes.
 
 Decided here: tars are not written anew. They are hard links where the disk allows it, else copies that are compared with the
-manifest's SHA-256. A corpus of image pairs is a `CaptioningSample`; any other is left to the user's cooker (`CrudeWebdataset`).
+manifest. A corpus of images with a text each is a `CaptioningSample`; any other is left to the user's cooker
+(`CrudeWebdataset`).
 """
 
 import contextlib
@@ -18,14 +19,15 @@ import numpy as np
 import yaml
 
 from mmdata.errors import RunError
+from mmdata.shards.contents import PAIR, choose_samples, kinds_of, read_samples
 from mmdata.shards.corpus import SUFFIXES, Corpus
 from mmdata.shards.export import Counter
-from mmdata.shards.export.records import Shape
 from mmdata.shards.sealed import RESTORE, ShardFacts
 from mmdata.storage import LocalStore
 from mmdata.storage.store import COPY_BYTES
 
 META = ".nv-meta"
+LOOKED_AT = 200
 
 
 def write(corpus: Corpus, folder: Path, counter: Counter) -> None:
@@ -69,7 +71,7 @@ def _place(corpus: Corpus, shard: ShardFacts, path: Path) -> None:
     except FileNotFoundError:
         raise RunError(f"{corpus.store.url}/{shard.name}: missing", hint=RESTORE) from None
     if not same:
-        raise RunError(f"{corpus.store.url}/{shard.name}: its SHA-256 is not the manifest's", hint=RESTORE)
+        raise RunError(f"{corpus.store.url}/{shard.name}: it is not what the manifest says", hint=RESTORE)
 
 
 def _copy(corpus: Corpus, shard: ShardFacts, path: Path) -> bool:
@@ -79,7 +81,8 @@ def _copy(corpus: Corpus, shard: ShardFacts, path: Path) -> bool:
         while chunk := source.read(COPY_BYTES):
             whole.update(chunk)
             file.write(chunk)
-    return whole.hexdigest() == shard.sha256
+        size = file.tell()
+    return size == shard.bytes and shard.sha256 in (None, whole.hexdigest())
 
 
 def _by_split(shards: list[ShardFacts]) -> dict[str, list[str]]:
@@ -104,10 +107,24 @@ def _check(folder: Path, shards: list[ShardFacts]) -> None:
 
 
 def _dataset(corpus: Corpus) -> dict[str, object]:
-    if Shape.of(corpus) != Shape(images=True, videos=False, documents=False):
+    images = _image_members(corpus) if bool((kinds_of(corpus) == PAIR).all()) else None
+    if images is None:
         return {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
-    media = corpus.blocks["kind"] > 0
-    suffixes = [SUFFIXES[number] for number in np.unique(corpus.blocks["suffix"][media]).tolist()]
-    fields = {"image": ",".join(suffixes), "caption": "txt"}
     sample = {"__module__": "megatron.energon", "__class__": "CaptioningSample"}
-    return {"sample_type": sample, "field_map": fields}
+    return {"sample_type": sample, "field_map": {"image": ",".join(images), "caption": "txt"}}
+
+
+def _image_members(corpus: Corpus) -> list[str] | None:
+    """Return the suffixes that images have: by their formats, and as a random choice of samples spells them (`jpeg`).
+
+    Null when one of these samples has no text: a stranger's tars need not have one a sample.
+    """
+    formats = np.unique(corpus.blocks["suffix"][corpus.blocks["kind"] > 0]).tolist()
+    found = {SUFFIXES[number] for number in formats}
+    for index, future in read_samples(corpus, choose_samples(corpus, LOOKED_AT).tolist()):
+        read = future.result()
+        if "txt" not in read.members:
+            return None
+        image = read.media(next(block for block in corpus.blocks_of(index) if block["kind"]))
+        found |= {name for name, data in read.members.items() if data == image and "." not in name}
+    return sorted(found)

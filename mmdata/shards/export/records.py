@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from mmdata.errors import RunError
-from mmdata.shards.contents import DOCUMENT, PAIR, VIDEO_PAIR, is_document, kinds_of, read_samples
+from mmdata.shards.contents import DOCUMENT, PAIR, VIDEO_PAIR, Read, is_document, kinds_of, read_samples
 from mmdata.shards.corpus import KINDS, SUFFIXES, Corpus
 
 
@@ -75,9 +75,9 @@ class Shape:
 
 def read_records(corpus: Corpus, indexes: Iterable[int]) -> Iterator[Record]:
     """Read samples, verified, in order. Raises RunError for one that is damaged or has no place in a record."""
-    for index, members in read_samples(corpus, indexes):
+    for index, read in read_samples(corpus, indexes):
         try:
-            yield _record(corpus, index, members.result())
+            yield _record(corpus, index, read.result())
         except (LookupError, TypeError, ValueError) as error:
             raise RunError(
                 f"{corpus.where(index)} has no form that other formats know: {error!r}",
@@ -108,25 +108,24 @@ def splits_of(corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
             yield name, indexes
 
 
-def _record(corpus: Corpus, index: int, members: dict[str, bytes]) -> Record:
-    text, records = members.get("json", b"{}").decode(), corpus.blocks_of(index)
-    found = {int(record["position"]): _media(record, members) for record in records if record["kind"]}
+def _record(corpus: Corpus, index: int, read: Read) -> Record:
+    text, records = read.members.get("json", b"{}").decode(), corpus.blocks_of(index)
+    found = {int(record["position"]): _media(record, read) for record in records if record["kind"]}
+    caption = read.members["txt"].decode() if "txt" in read.members and (records["kind"] == 0).any() else None
     media = tuple(found.values())
     if not is_document(records):
-        caption = members["txt"].decode() if "txt" in members and (records["kind"] == 0).any() else None
         return Record(corpus.sample_id(index), caption, text, media, None)
     blocks = _object(text).get("blocks")
-    if not isinstance(blocks, list):
-        blocks = [{"type": item.kind, "position": position} for position, item in found.items()]
+    if not isinstance(blocks, list):  # several files of one key, in a stranger's tar
+        blocks = [{"type": KINDS[int(record["kind"])], "position": int(record["position"])} for record in records]
+        blocks = [block | ({"text": caption} if block["type"] == "text" else {}) for block in blocks]
     places = {position: place for place, position in enumerate(found)}
     marked = tuple(_marked(block, places, media) for block in blocks)
     return Record(corpus.sample_id(index), None, text, media, marked)
 
 
-def _media(record: np.void, members: dict[str, bytes]) -> Media:
-    suffix = SUFFIXES[int(record["suffix"])]
-    name = suffix if suffix in members else f"{record['position']}.{suffix}"
-    return Media(KINDS[int(record["kind"])], suffix, members[name])
+def _media(record: np.void, read: Read) -> Media:
+    return Media(KINDS[int(record["kind"])], SUFFIXES[int(record["suffix"])], read.media(record))
 
 
 def _marked(block: dict[str, Any], places: dict[int, int], media: tuple[Media, ...]) -> dict[str, Any]:
