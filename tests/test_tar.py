@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from webdataset import TarWriter
 
+from benchmarks.loader_write import make_samples, write
 from mmdata.shards import tar as tars
 from mmdata.shards.tar import BATCH_BYTES, TarFile, member_bytes
 
@@ -112,3 +113,9 @@ def test_an_error_of_the_disk_is_told_and_ends_the_thread(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="No space left"), TarFile(Path("/dev/full"), hashed=True) as tar:
         tar.write("000001", {"jpg": bytes(2 * BATCH_BYTES)})
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+
+
+def test_the_benchmark_compares_the_same_bytes(tmp_path: Path) -> None:
+    results = write(make_samples(30), tmp_path, runs=1)
+    assert [str(result["name"]).partition("; ")[2] for result in results] == ["plain write", "SHA-256 alone"]
+    assert all(result["peer_name"] == "webdataset ShardWriter" and result["ratio"] for result in results)
