@@ -11,6 +11,7 @@ import importlib.util
 import io
 import sys
 import types
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ _ALONE = "_webdataset_alone"
 BLOCK = 512
 RECORD = 10_240
 BATCH_BYTES = 1 << 20  # written and hashed at a time: one call each, and still in a core's cache
+AHEAD = 4  # batches that may wait for their SHA-256
 _MAX_NAME = 100
 _MAX_SIZE = 8**11  # what eleven octal digits can say
 _NUL = b"\0"
@@ -104,7 +106,7 @@ class TarFile:
     """A tar being written to a local file.
 
     With `hashed`, `xxh3` holds one number a sample, over all its tar bytes, and `sha256` that of the whole file once it is
-    closed; a thread makes it, so at most 3 MiB are held beside the sample that is being written.
+    closed; a thread makes it, so up to 7 MiB are held beside the sample that is being written.
     """
 
     def __init__(self, path: Path, *, hashed: bool = False) -> None:
@@ -220,18 +222,18 @@ class _Hash:
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1, "sha256")
-        self._last: Future[None] | None = None
+        self._waiting: deque[Future[None]] = deque()
 
     def update(self, data: bytes) -> None:
-        """Take bytes, once those before are done: no more than two batches are ever held."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._thread.submit(self._sha256.update, data)
+        """Take bytes; wait when too many wait already, but not for each: on a busy machine that costs a turn every time."""
+        self._waiting.append(self._thread.submit(self._sha256.update, data))
+        if len(self._waiting) > AHEAD:
+            self._waiting.popleft().result()
 
     def digest(self) -> str:
         """Return the digest of all bytes taken, hexadecimal."""
-        if self._last is not None:
-            self._last.result()
+        while self._waiting:
+            self._waiting.popleft().result()
         return self._sha256.hexdigest()
 
     def close(self) -> None:
