@@ -25,12 +25,14 @@ STEPS = {
     "columns": "a column file is created",
     "state": "the fates of a partition are created",
     "record": "the record of a task is created: it is done",
+    "media": "media that a pass has sorted are created",
     "pass": "what a unit of a pass made is created",
     "unit": "the record of a shard is created",
     "corpus": "`corpus.json` is created: the shards are a corpus",
     "lease": "a lease is taken",
     "generation": "what a run is asked is created",
     "manifest": "the manifest of a generation is created, last",
+    "free": "sorted media that the corpus no longer needs are deleted",
 }
 # What saving a checkpoint does; a run passes none of these.
 TRAINING_STEPS = {

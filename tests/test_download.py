@@ -18,7 +18,7 @@ from mmdata.errors import ConfigError
 from mmdata.media import decode
 from mmdata.media.phash import phash
 from mmdata.schema import ROW
-from mmdata.shards.units import fetch_payload
+from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.access import read_access
 from mmdata.stages.deny import Deny
 from mmdata.stages.download import Download

@@ -14,7 +14,7 @@ from mmdata.plan import Plan, load_plan
 from mmdata.report.page import Card, Section, cards_html, curves_html, funnel_html, image_html, table_html, write_page
 from mmdata.report.table import funnel_text
 from mmdata.shards import open_corpus
-from mmdata.shards.units import fetch_payload
+from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.keep import Keep
 from mmdata.trainer import TrainConfig, train
 

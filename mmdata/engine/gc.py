@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mmdata.engine.lease import Lease
 from mmdata.engine.run import show_newest
-from mmdata.engine.runstore import ASKED, RunStore, load_generation
+from mmdata.engine.runstore import ASKED, MEDIA, RunStore, load_generation
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Job
 from mmdata.errors import ConfigError
@@ -79,8 +79,9 @@ def _used(run: RunStore, number: int, sets: Set[tuple[str, ...]]) -> Iterator[st
     """Yield the units that a generation refers to; `sets` are key and folder of the payloads that there are."""
     yield from (f"manifest/{number}.json", f"facts/{number}.json")
     tasks, passes = _results(run, number)
+    finished = run.store.exists(f"manifest/{number}.json")
     for key in passes:
-        yield from (f"passes/{key}", f"corpora/{key}")
+        yield from (f"passes/{key}", f"corpora/{key}", *(() if finished else (f"passes/{key}/{MEDIA}",)))
     for key in tasks:
         for record in run.records(key):
             yield from (f"tasks/{record['key']}.json", f"tasks/{record['key']}.{record['state'][:16]}.parquet")
@@ -144,6 +145,8 @@ def _below(run: RunStore, folder: str) -> Iterator[str]:
 def _unit(name: str) -> str:
     """Return what is kept or freed as one: all files of a column, a pass, a corpus, a payload shard."""
     folder, *rest = name.split("/")
+    if folder == "passes" and rest[1].startswith(MEDIA):  # a corpus that is finished does without
+        return f"passes/{rest[0]}/{MEDIA}"
     if folder in ("passes", "corpora"):
         return f"{folder}/{rest[0]}"
     if folder == "columns":

@@ -1,7 +1,8 @@
 """Passes of GlobalFilters and Sinks as ordinary tasks.
 
 A pass writes `passes/KEY/i/UNIT.arrow` once; that file is its commit. A Scatter's file holds one batch a bucket, so a
-reader takes its bucket from every file without reading the rest.
+reader takes its bucket from every file without reading the rest. A Sort's files are Scatter's with other references to media,
+and lie with the media in a folder that says how they were sorted, `passes/KEY/media-MIB/`; an Emit reads one or the other.
 """
 
 import json
@@ -12,15 +13,17 @@ import numpy as np
 import pyarrow as pa
 
 from mmdata.engine.keys import SOURCE
-from mmdata.engine.runstore import Generation, Partition, RunStore
+from mmdata.engine.runstore import MEDIA, Generation, Partition, RunStore
 from mmdata.engine.state import NOBODY, State
 from mmdata.engine.task import Task
 from mmdata.engine.view import PartitionView
+from mmdata.errors import PartitionError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
 from mmdata.schema import PARTITION
+from mmdata.shards.sorting import SortPlace
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter, SourceSlice
+from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter, Sort, SourceSlice
 
 MAX_BUCKETS = 64
 NOTHING = Partition(0, "nothing", 0, SourceSlice("", "", 0, 0))  # stands in for the partitions of an empty source
@@ -44,17 +47,34 @@ def passes_of(plan: Plan, step: int) -> tuple[Pass, ...]:
     return stage.passes() if isinstance(stage, GlobalFilter) else ()
 
 
+def folder_of(passes: tuple[Pass, ...], index: int) -> str:
+    """Return where a pass writes, below its step's key; a Sort that is left out moves no other."""
+    this = passes[index]
+    if isinstance(this, Sort):
+        return f"{MEDIA}{this.memory >> 20}"
+    return str(sum(not isinstance(before, Sort) for before in passes[:index]))
+
+
+def num_sorted(this: Sort, value: pa.Table, run: RunStore, generation: Generation) -> int:
+    """Return how many units a Sort has: none where it is not worth it."""
+    num = num_scattered(generation)
+    return -(-num // this.group(value, num)) if this.wanted(value, run.store) else 0
+
+
 def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, str], scratch: Path) -> dict[str, Any]:
     """Run one unit of one pass; return what is recorded of it."""
-    this = passes_of(generation.plan, task.step)[task.pass_index]
-    name = f"{task.key}/{task.pass_index}/{task.unit}"
+    passes = passes_of(generation.plan, task.step)
+    this = passes[task.pass_index]
+    name = f"{task.key}/{folder_of(passes, task.pass_index)}/{task.unit}"
     buckets = num_buckets(len(generation.partitions))
     if isinstance(this, Emit):
-        return _emit(this, task, generation, run, scratch)
+        return _emit(name, task, generation, run, scratch)
     if not run.has_pass(name):
         if isinstance(this, Scatter):
             rows = _considered(task, generation, run, keys)
             run.write_pass(name, _scatter(this, rows, buckets))
+        elif isinstance(this, Sort):
+            run.write_pass(name, _sort(name, task, generation, run, scratch))
         else:
             records = _bucket(run, f"{task.key}/0", num_scattered(generation), task.unit)
             run.write_pass(name, [this.part(records) if isinstance(this, Fold) else this.work(records)])
@@ -98,9 +118,29 @@ def _all_reached(view: PartitionView, homes: dict[str, int], state: State) -> np
 
 
 def _scatter(this: Scatter, rows: pa.Table, buckets: int) -> list[pa.Table]:
-    records = this.prepare(rows)
+    return _in_buckets(this, this.prepare(rows), buckets)
+
+
+def _in_buckets(this: Scatter, records: pa.Table, buckets: int) -> list[pa.Table]:
     where = this.bucket(records, buckets) if records.num_rows else np.zeros(0, dtype=np.int64)
     return [records.filter(pa.array(where == bucket)) for bucket in range(buckets)]
+
+
+def _sort(name: str, task: Task, generation: Generation, run: RunStore, scratch: Path) -> list[pa.Table]:
+    """Sort the media of neighbouring partitions; return their records anew, one table a bucket."""
+    passes, buckets = passes_of(generation.plan, task.step), num_buckets(len(generation.partitions))
+    first, this = passes[0], passes[task.pass_index]
+    assert isinstance(first, Scatter)
+    assert isinstance(this, Sort)
+    num = num_scattered(generation)
+    size = this.group(run.read_pass(f"{task.key}/value"), num)
+    units = range(task.unit * size, min((task.unit + 1) * size, num))
+    records = pa.concat_tables([run.read_pass(f"{task.key}/0/{unit}", bucket) for unit in units for bucket in range(buckets)])
+    place = SortPlace(run.store, f"passes/{name.rpartition('/')[0]}", task.unit, scratch, this.memory)
+    found = this.work(place, records)
+    if found.num_rows != records.num_rows:
+        raise PartitionError(f"{task.label}: {records.num_rows} records went into a sort, {found.num_rows} came out")
+    return _in_buckets(first, found, buckets)
 
 
 def _bucket(run: RunStore, folder: str, num_files: int, bucket: int) -> pa.Table:
@@ -108,17 +148,23 @@ def _bucket(run: RunStore, folder: str, num_files: int, bucket: int) -> pa.Table
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _emit(this: Emit, task: Task, generation: Generation, run: RunStore, scratch: Path) -> dict[str, Any]:
-    name = f"passes/{task.key}/{task.pass_index}/{task.unit}.json"
-    if run.store.exists(name):
-        found: dict[str, Any] = run.read_json(name)
+def _emit(name: str, task: Task, generation: Generation, run: RunStore, scratch: Path) -> dict[str, Any]:
+    commit = f"passes/{name}.json"
+    if run.store.exists(commit):
+        found: dict[str, Any] = run.read_json(commit)
         return found
-    value = run.read_pass(f"{task.key}/value")
+    passes, value = passes_of(generation.plan, task.step), run.read_pass(f"{task.key}/value")
+    this, before = passes[task.pass_index], passes[task.pass_index - 1]
+    assert isinstance(this, Emit)
+    folder, num = "0", num_scattered(generation)
+    if isinstance(before, Sort) and before.wanted(value, run.store):
+        folder, num = folder_of(passes, task.pass_index - 1), num_sorted(before, value, run, generation)
     needed = this.buckets(value, task.unit, num_buckets(len(generation.partitions)))
-    num = num_scattered(generation)
-    records = pa.concat_tables([_bucket(run, f"{task.key}/0", num, bucket) for bucket in needed])
+    names = ((f"{task.key}/{folder}/{number}", bucket) for bucket in needed for number in range(num))
+    # Of what belongs to other units, nothing is held longer than it is looked at.
+    records = pa.concat_tables([this.choose(value, task.unit, run.read_pass(*file)) for file in names])
     place = EmitPlace(run.store, f"corpora/{task.key}", task.unit, scratch)
     record = {"key": task.key, "files": this.write(place, value, records)}
     with step("unit"):
-        run.store.create_same(name, json.dumps(record, sort_keys=True).encode())
+        run.store.create_same(commit, json.dumps(record, sort_keys=True).encode())
     return record

@@ -7,7 +7,7 @@ once there is work.
 import json
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,9 @@ class Runner:
             "heads": _heads(generation, scheduler), "passes": sorted(scheduler.passes),
             "failed": {str(unit): why for unit, why in sorted(scheduler.failed.items())},
         })  # fmt: skip
+        if made is not None:
+            with suppress(OSError):  # the run is finished; what is left is freed by `mmdata gc`
+                self.run.free_media(made[0])
 
     def _result(
         self, generation: Generation, scheduler: Scheduler, corpus: str | None, started: float, *, fresh: bool

@@ -6,6 +6,7 @@ columns/KEY/PARTITION.n.parquet column files of named rows; n counts additions t
 payload/KEY/STAGE/              payload sets
 tasks/KEY.json .parquet         records of tasks, and the fates of their rows
 passes/KEY/                     what passes of GlobalFilters and Sinks wrote
+passes/KEY/media-MIB/           media sorted for a corpus: deleted once it is there
 corpora/KEY/                    corpora; `corpus` points to the newest
 manifest/N.json                 what generation N came to; written last
 facts/ status.json lease/       facts that vary between runs: times, progress, who is at work
@@ -30,6 +31,7 @@ from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_st
 
 ASKED = "facts/asked"
 ROUND = b"retry"
+MEDIA = "media-"  # begins the name of a folder of sorted media
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,15 @@ class RunStore:
         """Write what a run is asked, before it starts; return False where something else stands there."""
         with step("generation"):
             return self.store.create(f"generations/{number}.json", _json(facts))
+
+    def free_media(self, key: str) -> None:
+        """Delete the media that were sorted for a corpus, now that it is committed: records first, then what they vouch for."""
+        with step("free"):
+            for folder in self.store.list(f"passes/{key}"):
+                if folder.startswith(MEDIA):
+                    for name in sorted(self.store.list(f"passes/{key}/{folder}"), key=lambda name: name.endswith(".tar")):
+                        self.store.delete(f"passes/{key}/{folder}/{name}")
+                    self.store.delete(f"passes/{key}/{folder}")
 
     def create_manifest(self, number: int, facts: dict[str, Any]) -> None:
         """Write what a generation came to; nothing is written after it."""

@@ -17,14 +17,14 @@ from mmdata.clock import Clock
 from mmdata.engine.flights import Flights
 from mmdata.engine.keys import keys_of, short
 from mmdata.engine.ledger import Ledger
-from mmdata.engine.passes import num_buckets, num_scattered, passes_of
+from mmdata.engine.passes import folder_of, num_buckets, num_scattered, num_sorted, passes_of
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.task import Executor, Job, Task, TaskReport
 from mmdata.errors import ConfigError, MmdataError, RunError
 from mmdata.plan import Budget, Segment, written
 from mmdata.schema import PAYLOAD_COLUMN
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter
+from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter, Sort
 
 TRIES = 4
 _START_S = 600.0  # a worker's start and the opening of its models
@@ -96,7 +96,8 @@ class Scheduler:
         assert plan.sink is not None
         step = len(plan.stages)
         # The manifest of a corpus names its plan, so another plan makes another corpus, though its samples be the same.
-        stage_key = short([plan.sink.name, plan.sink.version, plan.sink.model_dump(mode="json"), plan.digest])
+        asked = plan.sink.model_dump(mode="json", exclude=plan.sink.not_in_key)
+        stage_key = short([plan.sink.name, plan.sink.version, asked, plan.digest])
         key = self._input_key(stage_key)
         records = self._passes(step, key, f"sink {plan.sink.name}")
         if self.missing:
@@ -167,10 +168,10 @@ class Scheduler:
         self.passes.add(key)
         records: list[dict[str, Any]] = []
         for index, this in enumerate(passes_of(self.generation.plan, step)):
-            tasks = [self._pass_task(step, index, unit, key, label) for unit in range(self._units(this, key))]
-            if isinstance(this, Emit) and self.progress is not None:
+            tasks = [self._pass_task(step, index, unit, key, label) for unit in range(self._units(step, index, key))]
+            if isinstance(this, Sort | Emit) and self.progress is not None:
                 self.progress.total += len(tasks)  # known only now
-            records, todo = self._done_passes(tasks, this)
+            records, todo = self._done_passes(tasks)
 
             def after(task: Task, record: dict[str, Any], found: list[dict[str, Any]] = records) -> None:
                 found.append(record)
@@ -179,16 +180,16 @@ class Scheduler:
             if self.missing:
                 return []
             if isinstance(this, Fold):
-                self._merge(this, key, index, len(tasks))
+                self._merge(this, step, index, key)
                 if self.missing:
                     return []
         return records
 
-    def _done_passes(self, tasks: list[Task], this: object) -> tuple[list[dict[str, Any]], list[Task]]:
+    def _done_passes(self, tasks: list[Task]) -> tuple[list[dict[str, Any]], list[Task]]:
         """Return the records of what is done, and the tasks that are not."""
         records, todo = [], []
         for task in tasks:
-            record = self._pass_record(task, this)
+            record = self._pass_record(task)
             if record is None:
                 todo.append(task)
             else:
@@ -196,11 +197,17 @@ class Scheduler:
                 self._note(task, record, None)
         return records, todo
 
-    def _units(self, this: object, key: str) -> int:
+    def _units(self, step: int, index: int, key: str) -> int:
+        this = passes_of(self.generation.plan, step)[index]
         if isinstance(this, Scatter):
             return num_scattered(self.generation)
         if isinstance(this, Emit):
             return this.count(self.run.read_pass(f"{key}/value"))
+        if isinstance(this, Sort):
+            num = num_sorted(this, self.run.read_pass(f"{key}/value"), self.run, self.generation)
+            emits = (self._pass_task(step, index + 1, unit, key, "") for unit in range(self._units(step, index + 1, key)))
+            # Where all final files are there, nothing needs to be sorted for them, or to be there still.
+            return num if num and any(self._pass_record(task) is None for task in emits) else 0
         return num_buckets(len(self.generation.partitions))
 
     def _pass_task(self, step: int, index: int, unit: int, key: str, label: str) -> Task:
@@ -208,20 +215,21 @@ class Scheduler:
         inputs = {unit: self.heads[unit]["key"]} if scatter and unit in self.heads else {}  # a partition given up has no rows
         return Task(self.job, "pass", step, unit, key, pass_index=index, inputs=inputs, label=label)
 
-    def _pass_record(self, task: Task, this: object) -> dict[str, Any] | None:
-        name = f"{task.key}/{task.pass_index}/{task.unit}"
-        if isinstance(this, Emit):
+    def _pass_record(self, task: Task) -> dict[str, Any] | None:
+        passes = passes_of(self.generation.plan, task.step)
+        name = f"{task.key}/{folder_of(passes, task.pass_index)}/{task.unit}"
+        if isinstance(passes[task.pass_index], Emit):
             path = f"passes/{name}.json"
             return self.run.read_json(path) if self.run.store.exists(path) else None
         return {"key": task.key, "pass": name} if self.run.has_pass(name) else None
 
-    def _merge(self, this: Fold, key: str, index: int, num: int) -> None:
+    def _merge(self, this: Fold, step: int, index: int, key: str) -> None:
         if self.run.has_pass(f"{key}/value"):
             return
         if self.executor is None:  # only looking: nothing is written
-            self.missing.append(self._pass_task(len(self.generation.plan.stages), index, 0, key, "fold"))
+            self.missing.append(self._pass_task(step, index, 0, key, "fold"))
         else:
-            parts = [self.run.read_pass(f"{key}/{index}/{unit}") for unit in range(num)]
+            parts = [self.run.read_pass(f"{key}/{index}/{unit}") for unit in range(self._units(step, index, key))]
             self.run.write_pass(f"{key}/value", [this.merge(parts)])
 
     def _work(self, ready: Iterable[Task], after: Callable[[Task, dict[str, Any]], Task | None]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.engine.careful import Answer, Careful, Direct
 from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
@@ -98,7 +99,7 @@ class SegmentRun:
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
     def _step(self, step: Step, rows: np.ndarray, images: "_Images") -> pa.Table:
-        """Run a step over rows that are not held; rows without media get nulls where a stage looks at media."""
+        """Run a step over rows that are not held; rows without media get nulls where a stage looks at media, videos at images."""
         table = self.view.batch_columns(step, rows)
         names = result_fields(step.stage)
         outcomes = np.full(len(rows), None, dtype=object)
@@ -107,6 +108,7 @@ class SegmentRun:
         if PAYLOAD_COLUMN in step.sources:
             asked = np.flatnonzero(table.column(PAYLOAD_COLUMN).is_valid().to_numpy())
         if IMAGE in step.stage.reads():
+            asked = asked[~self._videos(step, rows)[asked]]
             decoded = images.get(rows[asked], table.column(PAYLOAD_COLUMN).take(pa.array(asked)))
             for place, item in zip(asked, decoded, strict=True):
                 outcomes[place] = item.outcome if isinstance(item, RecordError) else None
@@ -124,6 +126,13 @@ class SegmentRun:
         columns = [result.column(field.name).combine_chunks().take(index).cast(field.type) for field in names]
         schema = pa.schema([pa.field(ROW, pa.int64()), *names, pa.field(OUTCOME, pa.string())])
         return pa.table([pa.array(rows), *columns, pa.array(outcomes, pa.string())], schema)
+
+    def _videos(self, step: Step, rows: np.ndarray) -> np.ndarray:
+        """Say which rows are videos: a stage that looks at images does not see them."""
+        home = self.view.homes_after(step.index)["media"]
+        media = self.view.columns({"media": home}, rows, step.space).column("media")
+        found: np.ndarray = pc.equal(media, "video").fill_null(False).to_numpy()
+        return found
 
     def _call(self, step: Step, batch: Batch) -> Answer:
         """Return what the stage gives for the rows that it could answer."""

@@ -13,7 +13,7 @@ from mmdata.errors import PartitionError, RecordError
 from mmdata.media import Jail, decode
 from mmdata.plan import Plan, Step, written
 from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
-from mmdata.shards.units import fetch_payload
+from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.verbs import Filter, Split, Stage
 from mmdata.storage import digest_bytes
 

@@ -5,6 +5,7 @@ runs together and nothing else.
 """
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,7 +91,7 @@ class Plan(Model):
         """
         places = [[source.label(), source.identity()] for source in self.source]
         stages = [[stage.name, stage.version, stage.model_dump(mode="json", exclude=stage.not_in_key)] for stage in self.stages]
-        sink = None if self.sink is None else spell(self.sink)
+        sink = None if self.sink is None else spell(self.sink, self.sink.not_in_key)
         told = {"licences": self.licences, "columns": self.meanings}
         return digest_json({"name": self.name, "source": places, "stages": stages, "sink": sink, **told})
 
@@ -195,9 +196,9 @@ def _meaning(column: pa.Field) -> str:
     return f"{data.get('meaning', 'carried')} [{data.get('unit', str(column.type))}]"
 
 
-def spell(item: Definition) -> dict[str, Any]:
+def spell(item: Definition, without: Set[str] = frozenset()) -> dict[str, Any]:
     """Return a definition as YAML has it: its name with the fields that differ from the defaults."""
-    return {item.name: item.model_dump(mode="json", exclude_defaults=True)}
+    return {item.name: item.model_dump(mode="json", exclude_defaults=True, exclude=set(without))}
 
 
 def load_plan(path: Path, base: Path | None = None) -> Plan:

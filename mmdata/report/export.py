@@ -24,7 +24,7 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.plan import Step, written
 from mmdata.schema import BASE_NAMES, OUTCOME, PAYLOAD_COLUMN, ROW
 from mmdata.shards.img2dataset import RESERVED, Item, Layout, Shard, counted_in
-from mmdata.shards.units import fetch_payload
+from mmdata.shards.payloads import fetch_payload
 from mmdata.shards.words import NOT_DOWNLOADED, SUCCESS, words
 from mmdata.storage import Store, digest_json, open_store
 

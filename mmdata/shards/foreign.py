@@ -19,6 +19,7 @@ from mmdata.storage import ParquetRows, digest_bytes, rows_url
 
 MAX_MEDIA_BYTES = 32 << 20  # as much as a download takes
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "avif")
+VIDEO_SUFFIXES = ("mp4",)
 NO_MEDIA, TOO_LARGE = "bad_row", "too_large"
 Ref = dict[str, Any]  # a value of `mmdata.schema.PAYLOAD`
 Place = Ref | str  # or the outcome of a row whose image is not there or too large
@@ -100,11 +101,15 @@ def row_refs(path: Path, column: str, rows: Sequence[int]) -> Iterator[Place]:
         yield _ref(store.url, path.name, row, data)
 
 
-def tar_refs(tar: Path, samples: Sequence[Sample]) -> Iterator[Place]:
-    """Yield where the image of each sample of a tar lies."""
+def media_member(sample: Sample, prefix: str = "", suffixes: Sequence[str] = SUFFIXES) -> Member | None:
+    """Return the member of a sample that holds media, of those whose suffix begins so."""
+    return next((sample.members[prefix + suffix] for suffix in suffixes if prefix + suffix in sample.members), None)
+
+
+def tar_refs(tar: Path, members: Sequence[Member | None]) -> Iterator[Place]:
+    """Yield where the media of members of a tar lie."""
     with tar.open("rb") as file:
-        for sample in samples:
-            member = next((sample.members[suffix] for suffix in SUFFIXES if suffix in sample.members), None)
+        for member in members:
             if member is None or member.size > MAX_MEDIA_BYTES:
                 yield TOO_LARGE if member else NO_MEDIA
                 continue

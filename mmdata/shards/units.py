@@ -4,21 +4,22 @@ Decided here: a border never falls between samples of equal order, so a shard is
 written by anyone who knows the two ends.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from mmdata.errors import RunError
 from mmdata.schema import PAYLOAD
 from mmdata.shards.corpus import BLOCK_DTYPE, ID_DTYPE, KINDS, SAMPLE_DTYPE, SUFFIXES
 from mmdata.shards.members import TAR_BLOCK
+from mmdata.shards.payloads import read_payloads
 from mmdata.shards.tar import BLOCK, RECORD, Member, TarFile, member_bytes, tar_bytes
-from mmdata.storage import Store, digest_bytes, digest_file, open_store
+from mmdata.storage import Store, digest_bytes
 
 BLOCK_TYPE = pa.struct([
     pa.field("kind", pa.string()), pa.field("text", pa.string()), pa.field("payload", PAYLOAD),
@@ -34,6 +35,8 @@ UNIT_FIELDS = (
     pa.field("samples", pa.int64()), pa.field("bytes", pa.int64()),
 )  # fmt: skip
 INDEXES = (("samples", SAMPLE_DTYPE), ("blocks", BLOCK_DTYPE), ("sample_ids", ID_DTYPE))
+WINDOW = 16 << 20
+ROWS_AT_A_TIME = 256  # records that are Python objects at a time
 
 _MAGIC = (
     (0, b"\xff\xd8\xff", "jpg"), (0, b"\x89PNG", "png"), (0, b"GIF8", "gif"), (8, b"WEBP", "webp"),
@@ -43,12 +46,16 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class EmitPlace:
-    """Where a shard is written: the run's store, the corpus folder in it, the shard's number, a local scratch folder."""
+    """Where a shard is written: the run's store, the corpus folder in it, the shard's number, a local scratch folder.
+
+    window  bytes of neighbouring samples that are read together, and held
+    """
 
     store: Store
     folder: str
     unit: int
     scratch: Path
+    window: int = WINDOW
 
 
 def block_members(row: dict[str, Any]) -> dict[str, Any]:
@@ -101,71 +108,145 @@ def borders(sizes: pa.Table, max_samples: int, max_bytes: int) -> pa.Table:
 
 
 def choose(records: pa.Table, unit: dict[str, Any]) -> pa.Table:
-    """Return the records of one shard, in order."""
+    """Return the records of one shard."""
     order = records.column("order")
     inside = pc.and_(
         pc.greater_equal(order, pa.scalar(unit["first"], pa.uint64())),
         pc.less_equal(order, pa.scalar(unit["last"], pa.uint64())),
     )
-    chosen = records.filter(pc.and_(pc.equal(records.column("split"), unit["split"]), inside))
-    return chosen.sort_by([("order", "ascending"), ("sample_id", "ascending"), ("json", "ascending")])
+    return records.filter(pc.and_(pc.equal(records.column("split"), unit["split"]), inside))
+
+
+def in_order(records: pa.Table) -> pa.Table:
+    """Return records in the corpus's order."""
+    keys = ("split", "order", "sample_id", "json")
+    return records.combine_chunks().sort_by([(name, "ascending") for name in keys])
+
+
+class ShardFile:
+    """A shard being written to a local file: its tar, and beside it the records of its indexes."""
+
+    def __init__(self, path: Path, number: int, split: int = 0) -> None:
+        self.number, self.split = number, split
+        self.tar = TarFile(path, hashed=True)
+        self._samples: list[tuple[int, ...]] = []
+        self._blocks: list[tuple[int, ...]] = []
+        self._ids: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tar.close()
+
+    def add(self, record: dict[str, Any], media: Iterable[bytes]) -> None:
+        """Write one sample; `media` are the bytes of its blocks' payloads, in order."""
+        members, suffixes = _members(record, iter(media))
+        start = self.tar.offset
+        key = f"{self.number:05d}{len(self._samples):06d}"
+        placed = dict(zip(sorted(members), self.tar.write(key, members), strict=True))
+        first = len(self._blocks)  # indexes of a unit count their blocks from 0; the manifest step adds what comes before
+        self._blocks += _index_blocks(record, suffixes, placed, start)
+        sizes = (start // TAR_BLOCK, (self.tar.offset - start) // TAR_BLOCK)
+        self._samples.append((self.number, len(self._blocks) - first, self.split, first, *sizes, 0))
+        ident = record["sample_id"]
+        self._ids.append((int(ident[:16], 16), int(ident[16:], 16)))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the indexes by name, once the tar is closed."""
+        rows = {"samples": self._samples, "blocks": self._blocks, "sample_ids": self._ids}
+        arrays = {index: np.array(rows[index], dtype=dtype) for index, dtype in INDEXES}
+        arrays["samples"]["xxh3"] = self.tar.xxh3
+        return arrays
 
 
 def write_unit(place: EmitPlace, name: str, unit: dict[str, Any], records: pa.Table) -> dict[str, str]:
     """Write one shard and its index pieces; return the SHA-256 of each file by name."""
     path = place.scratch / f"{name}.tar"
-    rows: dict[str, list[tuple[Any, ...]]] = {index: [] for index, _ in INDEXES}
-    with TarFile(path) as tar:
-        for index, record in enumerate(records.to_pylist()):
-            _write_sample(tar, place, unit, index, record, rows)
+    records = in_order(records)
+    with ShardFile(path, place.unit, unit["split"]) as shard:
+        for window in windows(records.column("bytes").to_numpy(), place.window):
+            _write_window(shard, place.store, records.slice(window.start, len(window)))
     if records.num_rows != unit["samples"] or path.stat().st_size != unit["bytes"]:
         raise RunError(f"{name}.tar: {records.num_rows} samples, {path.stat().st_size} bytes, but the borders said {unit}")
-    arrays = {index: np.array(rows[index], dtype=dtype) for index, dtype in INDEXES}
-    _checksums(path, arrays["samples"])
-    return _commit(place, name, arrays)
+    assert shard.tar.sha256 is not None
+    return _commit(place, name, shard.tar.sha256, shard.arrays())
 
 
-def _write_sample(
-    tar: TarFile,
-    place: EmitPlace,
-    unit: dict[str, Any],
-    index: int,
-    record: dict[str, Any],
-    rows: dict[str, list[tuple[Any, ...]]],
-) -> None:
-    start = tar.offset
-    placed = tar.write(f"{place.unit:05d}{index:06d}", _members(place.store, record))
-    blocks = _index_blocks(record, placed, start)
-    # Indexes of a unit count their blocks from 0; the manifest step adds what comes before.
-    sizes = (start // TAR_BLOCK, (tar.offset - start) // TAR_BLOCK)
-    rows["samples"].append((place.unit, len(blocks), unit["split"], len(rows["blocks"]), *sizes, 0))
-    rows["blocks"] += blocks
-    rows["sample_ids"].append((int(record["sample_id"][:16], 16), int(record["sample_id"][16:], 16)))
+def windows(sizes: np.ndarray, most: int) -> Iterator[range]:
+    """Cut neighbours into ranges of at most `most` bytes together; what is larger than that is a range by itself."""
+    total = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    start = 0
+    while start < len(sizes):
+        stop = int(np.searchsorted(total, total[start] + most, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield range(start, stop)
+        start = stop
 
 
-def _members(store: Store, record: dict[str, Any]) -> dict[str, bytes]:
+def payloads_of(records: pa.Table) -> pa.StructArray:
+    """Return the payload references of records, one after the other; blocks without media have none."""
+    payloads = pc.list_flatten(records.column("blocks").combine_chunks()).field("payload")
+    return payloads.filter(payloads.is_valid())
+
+
+def _write_window(shard: ShardFile, store: Store, records: pa.Table) -> None:
+    """Write neighbouring samples: their media are read in the order in which they lie."""
+    refs = payloads_of(records).to_pylist()
+    media: list[bytes] = [b""] * len(refs)
+    for at, data in read_payloads(store, refs):
+        media[at] = data
+    media.reverse()  # so that each is let go of once it is written
+    for start in range(0, records.num_rows, ROWS_AT_A_TIME):
+        for record in records.slice(start, ROWS_AT_A_TIME).to_pylist():
+            num = sum(block["payload"] is not None for block in record["blocks"])
+            shard.add(record, [media.pop() for _ in range(num)])
+
+
+def _members(record: dict[str, Any], media: Iterator[bytes]) -> tuple[dict[str, bytes], list[str]]:
+    """Return a sample's members by suffix, and for each block the suffix of its media, empty for none."""
     members = {"json": record["json"].encode()}
+    suffixes = []
     for block in record["blocks"]:
+        suffix = ""
         if block["payload"] is not None:
-            data = fetch_payload(store, block["payload"])
+            data = next(media)
             suffix = suffix_of(data)
             members[f"{block['position']}.{suffix}" if record["document"] else suffix] = data
         if not record["document"]:
             members["txt"] = (block["text"] or "").encode()
-    return members
+        suffixes.append(suffix)
+    return members, suffixes
 
 
-def fetch_payload(store: Store, ref: dict[str, Any]) -> bytes:
-    """Return the bytes of a payload reference; a set outside the run is a path or URL of its own."""
-    foreign = ref["set"].startswith("/") or "://" in ref["set"]
-    home = open_store(ref["set"]) if foreign else store.sub(ref["set"])
-    data = home.read_range(ref["tar"], ref["offset"], ref["size"])
-    if digest_bytes(data) != ref["sha256"]:
-        raise RunError(
-            f"{home.url}/{ref['tar']}: the {ref['size']} bytes at {ref['offset']} are not what was stored",
-            hint="the file is damaged or was changed: restore it, or start a new run folder",
-        )
-    return data
+def _index_blocks(
+    record: dict[str, Any], suffixes: list[str], placed: dict[str, Member], start: int
+) -> Iterator[tuple[int, ...]]:
+    document = record["document"]
+    for block, suffix in zip(record["blocks"], suffixes, strict=True):
+        if suffix:
+            member = placed[f"{block['position']}.{suffix}" if document else suffix]
+            yield (
+                KINDS.index(block["kind"]), SUFFIXES.index(suffix), block["position"], member.offset - start, member.size,
+                block["height"] or 0, block["width"] or 0, 0,
+            )  # fmt: skip
+        if block["text"] is not None:
+            member = placed["json" if document else "txt"]
+            yield 0, 0, block["position"], member.offset - start, member.size, 0, 0, len(block["text"])
+
+
+def _commit(place: EmitPlace, name: str, sha256: str, arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    path = place.scratch / f"{name}.tar"
+    digests = {f"{name}.tar": sha256}
+    target = f"{place.folder}/{name}.tar"
+    if not place.store.create_from(target, path) and digest_bytes(place.store.read(target)) != sha256:
+        raise RunError(f"{target} exists with other bytes", hint="use a new run folder")
+    path.unlink()
+    for index, array in arrays.items():
+        data = array.tobytes()
+        place.store.create_same(f"{place.folder}/units/{name}.{index}", data)
+        digests[f"units/{name}.{index}"] = digest_bytes(data)
+    return digests
 
 
 def suffix_of(data: bytes) -> str:
@@ -176,42 +257,3 @@ def suffix_of(data: bytes) -> str:
     raise RunError(
         f"media that starts with {data[:8]!r} is of no known kind", hint="add a stage that decodes it, such as `measure`"
     )
-
-
-def _index_blocks(record: dict[str, Any], placed: list[Member], start: int) -> list[tuple[Any, ...]]:
-    by_suffix = {member.name.split(".", 1)[1]: member for member in placed}
-    rows = []
-    for block in record["blocks"]:
-        prefix = f"{block['position']}." if record["document"] else ""
-        if block["kind"] != "text":
-            suffix = next(s for s in SUFFIXES[1:] if f"{prefix}{s}" in by_suffix)
-            member = by_suffix[f"{prefix}{suffix}"]
-            rows.append((
-                KINDS.index(block["kind"]), SUFFIXES.index(suffix), block["position"], member.offset - start, member.size,
-                block["height"] or 0, block["width"] or 0, 0,
-            ))  # fmt: skip
-        if block["text"] is not None:
-            member = by_suffix["json" if record["document"] else "txt"]
-            rows.append((0, 0, block["position"], member.offset - start, member.size, 0, 0, len(block["text"])))
-    return rows
-
-
-def _checksums(path: Path, samples: np.ndarray) -> None:
-    with path.open("rb") as file:
-        for row in samples:
-            file.seek(int(row["start"]) * TAR_BLOCK)
-            row["xxh3"] = xxhash.xxh3_64_intdigest(file.read(int(row["length"]) * TAR_BLOCK))
-
-
-def _commit(place: EmitPlace, name: str, arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    path = place.scratch / f"{name}.tar"
-    digests = {f"{name}.tar": digest_file(path)}
-    target = f"{place.folder}/{name}.tar"
-    if not place.store.create_from(target, path) and digest_bytes(place.store.read(target)) != digests[f"{name}.tar"]:
-        raise RunError(f"{target} exists with other bytes", hint="use a new run folder")
-    path.unlink()
-    for index, array in arrays.items():
-        data = array.tobytes()
-        place.store.create_same(f"{place.folder}/units/{name}.{index}", data)
-        digests[f"units/{name}.{index}"] = digest_bytes(data)
-    return digests

@@ -117,8 +117,11 @@ class Finished(Source):
         urls = [None if url == _NO_URL else url for url in table.column("url").to_pylist()]
         return table.set_column(table.schema.get_field_index("url"), "url", pa.array(urls, pa.string()))
 
-    def finished(self, table: pa.Table, places: Sequence[Place], outcomes: Sequence[str | None]) -> pa.Table:
-        """Return rows with their payloads; a row keeps its own outcome, then that given, then that of its place."""
+    def finished(self, table: pa.Table, places: Sequence[Place | None], outcomes: Sequence[str | None]) -> pa.Table:
+        """Return rows with their payloads; a row keeps its own outcome, then that given, then that of its place.
+
+        The place of a text block is null.
+        """
         refs = [None if isinstance(place, str) else place for place in places]
         lost = [place if isinstance(place, str) else None for place in places]
         known = table.column(OUTCOME).to_pylist()

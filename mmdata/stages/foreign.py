@@ -16,8 +16,19 @@ from braceexpand import braceexpand
 from mmdata.catalog import Columns, Origin, open_list, to_rows
 from mmdata.catalog.text import parse_object
 from mmdata.errors import ConfigError
-from mmdata.shards.foreign import NO_MEDIA, Place, Sample, file_ref, image_column, row_refs, tar_refs, tar_samples
+from mmdata.shards.foreign import (
+    NO_MEDIA,
+    Place,
+    Sample,
+    file_ref,
+    image_column,
+    media_member,
+    row_refs,
+    tar_refs,
+    tar_samples,
+)
 from mmdata.shards.words import SUCCESS, outcome_of
+from mmdata.stages.blocks import apart, rows_of, with_blocks
 from mmdata.stages.finished import Finished
 from mmdata.stages.verbs import SourceSlice
 
@@ -26,6 +37,9 @@ _MAX_JSON_BYTES = 16 << 20
 
 class WebdatasetTars(Finished):
     """Samples of WebDataset tars: an image (jpg, png, webp, ...) with its text in `txt`, or as `caption` or `text` in `json`.
+
+    In place of an image it may be a video (mp4). A sample whose `json` lists `blocks`, as our corpora have them, is a document:
+    one row a block, with its media in `POSITION.jpg` and so on.
 
     path   a folder of tars, or a pattern such as `data/{00000..00099}.tar`
     carry  columns from the sample's `json`, or from the member of that suffix, such as `cls`
@@ -61,12 +75,19 @@ class WebdatasetTars(Finished):
         return len(tar_samples(path))
 
     def rows(self, path: Path, part: SourceSlice) -> pa.Table:
-        """Return one row a sample."""
+        """Return one row a sample, or a block of one."""
         samples = tar_samples(path)[part.start : part.stop]
         with path.open("rb") as file:
-            records = [self._record(file, sample) for sample in samples]
+            records = apart([self._record(file, sample) for sample in samples])
         table = self.made(path, records, part.start)
-        return self.finished(table, list(tar_refs(path, samples)), [None] * len(samples))
+        found = rows_of(records, samples)
+        if found.unrolled:
+            ids = table.column("sample_id").take(pa.array([row.sample for row in found.rows]))
+            table = self.made(path, [row.record for row in found.rows], part.start)
+            table = table.set_column(table.schema.get_field_index("sample_id"), "sample_id", ids)
+        refs = tar_refs(path, [row.member for row in found.rows if row.media is not None])
+        places = [None if row.media is None else next(refs) for row in found.rows]
+        return self.finished(found.marked(table), places, [None] * len(places))
 
     def _record(self, file: Any, sample: Sample) -> dict[str, Any] | None:  # noqa: ANN401 - a binary file
         texts = {suffix: _text(file, sample, suffix) for suffix in ("json", "txt", *self.carry) if suffix in sample.members}
@@ -76,7 +97,8 @@ class WebdatasetTars(Finished):
         text = texts.pop("txt", next((facts[name] for name in ("caption", "text") if isinstance(facts.get(name), str)), None))
         ident = next((facts[name] for name in ("uid", "sample_id") if name in facts), None)
         url = facts.get("url") if isinstance(facts.get("url"), str) else None
-        return {**{name: facts.get(name) for name in self.carry}, **texts, "url": url, "text": text, "sample_id": ident}
+        record = {**{name: facts.get(name) for name in self.carry}, **texts, "url": url, "text": text, "sample_id": ident}
+        return with_blocks(record, facts.get("blocks"), tuple(self.carry))
 
 
 class Img2datasetFolder(Finished):
@@ -128,7 +150,7 @@ class Img2datasetFolder(Finished):
         tar = path.with_suffix(".tar")
         if tar.exists():
             by_key = {sample.key: sample for sample in tar_samples(tar)}
-            yield from tar_refs(tar, [by_key.get(key, Sample(key, {})) for key in keys])
+            yield from tar_refs(tar, [media_member(by_key.get(key, Sample(key, {}))) for key in keys])
         elif path.with_suffix("").is_dir():
             yield from (file_ref(path.with_suffix(""), key) for key in keys)
         else:

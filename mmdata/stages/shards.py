@@ -1,44 +1,69 @@
 """The sink: kept samples into WebDataset shards, in one global order.
 
 Decided here: order = hash(seed, sample_id), so it depends on nothing but the sample. The size of every member is known
-from references, texts and JSON, so shard borders are drawn before a byte of media is read, and each shard is one task.
+from references, texts and JSON, so shard borders are drawn before a byte of media is read, and each shard is one task. Where
+its media are read from, one by one where they lie or on end from sorted copies, changes no byte of it.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from pydantic import Field, field_validator
 
 from mmdata.errors import ConfigError
 from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
 from mmdata.shards.manifest import Finish, write_manifest
-from mmdata.shards.units import RECORD_FIELDS, EmitPlace, block_members, borders, choose, record_bytes, write_unit
-from mmdata.stages.verbs import Emit, Fold, Pass, Scatter, Sink
+from mmdata.shards.payloads import is_far, kind_of
+from mmdata.shards.sorting import sort_media
+from mmdata.shards.units import (
+    RECORD_FIELDS,
+    WINDOW,
+    EmitPlace,
+    block_members,
+    borders,
+    choose,
+    payloads_of,
+    record_bytes,
+    write_unit,
+)
+from mmdata.stages.verbs import Emit, Fold, Pass, Scatter, Sink, Sort
 from mmdata.storage import Store
 
 TRAIN = "train"
 # Columns that say where rows came from and lie in the sample's JSON in any case.
 JSON_BASE = ("sample_id", "source", "url")
+KINDS = b"kinds"  # metadata of the folded value: where the media lie
 
 
 class Shards(Sink):
     """WebDataset tars of up to `samples` samples and `max_mib` MiB, with indexes beside them.
 
     `splits` gives shares of the whole to other splits than `train`; the samples of one `group` (a column) stay together.
+
+    write       how a shard comes by its media; its bytes are the same. `gather` reads each where it lies. `scatter` reads
+                all files of media from start to end first, and copies what is kept into tars in the corpus's order, which
+                are deleted once the corpus is there: it takes the corpus's size once more meanwhile. `auto` is `gather`
+                where media lie on a local disk, and `scatter` in an object store, and for parquet files
+    memory_mib  MiB of media that one task of `scatter` holds
     """
 
     name: ClassVar[str] = "shards"
+    not_in_key: ClassVar[set[str]] = {"write", "memory_mib"}
 
     samples: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     max_mib: Annotated[int, Field(ge=1, le=65_536)] = 1024
     splits: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     group: str = "sample_id"
     seed: int = 0
+    write: Literal["auto", "gather", "scatter"] = "auto"
+    memory_mib: Annotated[int, Field(ge=1, le=65_536)] = 512
 
     @field_validator("splits")
     @classmethod
@@ -59,11 +84,13 @@ class Shards(Sink):
         return tuple(name for name in fields if name != "captions")
 
     def passes(self) -> tuple[Pass, ...]:
-        """Records by order, then borders, then one task a shard."""
+        """Records by order, then borders, then media by order if they are sorted, then one task a shard."""
+        sort = Sort(self.memory_mib << 20, self._sorts, self._group, sort_media)
         return (
             Scatter(self._records, self._bucket),
             Fold(self._sizes, self._borders),
-            Emit(lambda value: value.num_rows, self._needs, self._write),
+            *(() if self.write == "gather" else (sort,)),
+            Emit(lambda value: value.num_rows, self._needs, self._choose, self._write),
         )
 
     def _records(self, table: pa.Table) -> pa.Table:
@@ -75,24 +102,45 @@ class Shards(Sink):
         return buckets
 
     def _sizes(self, records: pa.Table) -> pa.Table:
-        return records.select(["split", "order", "bytes"])
+        sets = pc.unique(payloads_of(records).field("set")).to_pylist()
+        kinds = ",".join(sorted({kind_of(set_) for set_ in sets}))
+        return records.select(["split", "order", "bytes"]).replace_schema_metadata({KINDS: kinds})
 
     def _borders(self, parts: list[pa.Table]) -> pa.Table:
-        return borders(pa.concat_tables(parts), self.samples, self.max_mib << 20)
+        units = borders(pa.concat_tables(parts), self.samples, self.max_mib << 20)
+        kinds = {kind for part in parts for kind in _kinds(part)}
+        return units.replace_schema_metadata({KINDS: ",".join(sorted(kinds))})
+
+    def _sorts(self, value: pa.Table, store: Store) -> bool:
+        far = any(is_far(kind, store) for kind in _kinds(value))
+        return self.write == "scatter" or (self.write == "auto" and far)
+
+    def _group(self, value: pa.Table, num_partitions: int) -> int:
+        total: int = max(sum(value.column("bytes").to_pylist()), 1)
+        return max(1, min(num_partitions, (self.memory_mib << 20) * num_partitions // total))
 
     def _needs(self, value: pa.Table, unit: int, num_buckets: int) -> Sequence[int]:
         ends = pa.chunked_array([[value.column("first")[unit].as_py(), value.column("last")[unit].as_py()]], pa.uint64())
         low, high = self._bucket(pa.table({"order": ends}), num_buckets)
         return range(int(low), int(high) + 1)
 
+    def _choose(self, value: pa.Table, unit: int, records: pa.Table) -> pa.Table:
+        return choose(records, value.slice(unit, 1).to_pylist()[0])
+
     def _write(self, place: EmitPlace, value: pa.Table, records: pa.Table) -> dict[str, str]:
         unit = value.slice(place.unit, 1).to_pylist()[0]
         name = f"{(TRAIN, *self.splits)[unit['split']]}-{place.unit:05d}"
-        return write_unit(place, name, unit, choose(records, unit))
+        place = replace(place, window=self.memory_mib << 20 if self._sorts(value, place.store) else WINDOW)
+        return write_unit(place, name, unit, records)
 
     def finish(self, store: Store, folder: str, value: pa.Table, facts: Finish) -> None:
         """Join the units' indexes and write the manifest, last."""
         write_manifest(store, folder, value.to_pylist(), [TRAIN, *self.splits], facts)
+
+
+def _kinds(table: pa.Table) -> list[str]:
+    kinds = (table.schema.metadata or {}).get(KINDS, b"").decode()
+    return kinds.split(",") if kinds else []
 
 
 def order_of(seed: int, sample_id: str) -> int:

@@ -18,6 +18,7 @@ from mmdata.stages.verbs import Source, SourceSlice
 from mmdata.storage import digest_file, digest_json
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif")
+VIDEO_SUFFIXES = (".mp4",)
 
 
 _LEFT_OUT = "left out: "
@@ -130,7 +131,7 @@ class Catalog(Listed):
 
 
 class Folder(Source):
-    """Images of a folder, each with its text in a file of the same name and suffix `.txt`."""
+    """Images and videos (mp4) of a folder, each with its text in a file of the same name and suffix `.txt`."""
 
     name: ClassVar[str] = "folder"
     version: ClassVar[int] = 2
@@ -181,11 +182,12 @@ class Folder(Source):
         root = Path(self.path)
         if not root.is_dir():
             raise ConfigError(f"{root}: no such folder", hint="give a folder of images with .txt files beside them")
-        images = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
+        suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+        images = [path for path in root.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir()]
         for path in images:
             refuse_special(path)
         if not images:
-            raise ConfigError(f"{root}: holds no image", hint=f"suffixes read: {' '.join(IMAGE_SUFFIXES)}")
+            raise ConfigError(f"{root}: holds no image", hint=f"suffixes read: {' '.join(suffixes)}")
         return sorted(path.relative_to(root).as_posix() for path in images)
 
     def _digest(self, names: list[str]) -> str:
@@ -208,7 +210,7 @@ class Folder(Source):
             "document": False,
             "url": None,
             "text": next((clean_text(_read_text(text), repairs) for text in _texts_of(path)), None),
-            "media": "image",
+            "media": "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image",
             "source": Path(self.path).name,
             "captions": None,
             REPAIRED.name: ",".join(sorted(repairs)) or None,

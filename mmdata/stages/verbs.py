@@ -25,6 +25,7 @@ from pydantic import Field
 from mmdata.config import Model
 from mmdata.schema import ROW
 from mmdata.shards.manifest import Finish
+from mmdata.shards.sorting import SortPlace
 from mmdata.shards.units import EmitPlace
 from mmdata.storage import Store
 
@@ -217,15 +218,36 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Sort:
+    """Copy media, by neighbouring partitions, into tars in the order of the final files, which then read on end.
+
+    Its results are named by what it holds in memory, and go once the final files are committed; these are the same without.
+
+    wanted  says by the folded value and the run's store whether it is worth it
+    group   how many partitions a task takes, of how many there are
+    work    copies the media of records, and returns the records with references to the copies
+    """
+
+    memory: int
+    wanted: Callable[[pa.Table, Store], bool]
+    group: Callable[[pa.Table, int], int]
+    work: Callable[[SortPlace, pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
 class Emit:
-    """Write the final files, one task a unit: the folded value says how many there are and which buckets each needs."""
+    """Write the final files, one task a unit: the folded value says how many there are and which buckets each needs.
+
+    choose  of the records of one file of a bucket, those of a unit
+    """
 
     count: Callable[[pa.Table], int]
     buckets: Callable[[pa.Table, int, int], Sequence[int]]
+    choose: Callable[[pa.Table, int, pa.Table], pa.Table]
     write: Callable[[EmitPlace, pa.Table, pa.Table], dict[str, str]]
 
 
-Pass = Scatter | Gather | Fold | Emit
+Pass = Scatter | Gather | Fold | Sort | Emit
 
 
 class GlobalFilter(Stage, ABC):
@@ -287,13 +309,16 @@ class Source(Definition, ABC):
 class Sink(Definition, ABC):
     """Writes what was kept."""
 
+    # Fields that change how it is written, but no byte of it.
+    not_in_key: ClassVar[set[str]] = set()
+
     @abstractmethod
     def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
         """Return the columns it needs, of those there are."""
 
     @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """Return its passes; the last is an Emit."""
+        """Return its passes: a Scatter and a Fold, a Sort if media may be sorted first, and an Emit."""
 
     @abstractmethod
     def finish(self, store: Store, folder: str, value: pa.Table, facts: Finish) -> None:

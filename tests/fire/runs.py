@@ -27,7 +27,7 @@ stages:
   - keep: {column: width, at_least: 8}
   - dedupe: {by: raw_sha256}
 sink:
-  shards: {samples: 8, splits: {val: 0.2}}
+  shards: {samples: 8, splits: {val: 0.2}, write: scatter, memory_mib: 1}
 """
 MAIN = "from mmdata.cli.main import main; main()"
 

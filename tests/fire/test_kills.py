@@ -18,7 +18,22 @@ from tests.fire.runs import Site, check_whole, children_of, finish, write_site
 from tests.fire.seeds import GAUNTLET, seeds
 
 STORE_ONLY = {"before-put", "after-put"}  # passed by object stores: see test_s3.py
-WORKER = ("temp", "write", "tar", "sync", "link", "folder", "unlink", "payload", "columns", "state", "record", "pass", "unit")
+WORKER = (
+    "temp",
+    "write",
+    "tar",
+    "sync",
+    "link",
+    "folder",
+    "unlink",
+    "payload",
+    "columns",
+    "state",
+    "record",
+    "media",
+    "pass",
+    "unit",
+)
 WORKER_POINTS = [point for point in POINTS if point.split("-", 1)[1] in WORKER]
 DRIVER_POINTS = [point for point in POINTS if point not in STORE_ONLY]
 LATER = range(2, 7)  # a seed above 0 kills at a later pass of the same point

@@ -16,7 +16,7 @@ from mmdata.plan import parse_plan
 from mmdata.report.export import export_img2dataset
 from mmdata.schema import ROW
 from mmdata.shards import open_corpus
-from mmdata.shards.units import fetch_payload
+from mmdata.shards.payloads import fetch_payload
 from mmdata.shards.words import words_table
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset, promises_table

@@ -18,7 +18,7 @@ from mmdata.plan import parse_plan
 from mmdata.schema import OUTCOME
 from mmdata.shards import open_corpus
 from mmdata.shards.img2dataset import Item, Layout, Shard
-from mmdata.shards.units import fetch_payload
+from mmdata.shards.payloads import fetch_payload
 from mmdata.shards.words import words
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.verbs import Source
