@@ -60,7 +60,7 @@ class Options:
     shuffle      `samples`: any next to any; `blocks`: neighbours of `block` samples are read together; `none`: as they lie
     window       draws that are planned, and packed, together
     last         what becomes of rows that do not fill the last step: `short` gives them, `drop` leaves them out
-    captions     weights by kind when a sample has several; its own text is of the kind `text`
+    captions     draw one of a sample's captions by weights of their kinds; its own text is of the kind `text`
 
     rank, world  which of how many data-parallel ranks this is; world divides batch_size
     threads      threads that read, decode and transform; 0 = the caller's own, when it asks for a batch

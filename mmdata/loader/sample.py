@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """How one of several captions is drawn: weights by kind, and the seed."""
+    """How one of several captions is drawn: weights by kind, shared by all captions of the kind, and the seed."""
 
     weights: Mapping[str, float]
     seed: int
@@ -125,7 +125,8 @@ class Sample:
         weights_by_kind, seed = self.drawing
         others = [caption for caption in self.meta.get("captions") or () if caption.get("text")]
         known = [("text", text), *((str(caption.get("kind") or ""), str(caption["text"])) for caption in others)]
-        weights = np.asarray([weights_by_kind.get(kind, 0.0) for kind, _ in known])
+        kinds = [kind for kind, _ in known]
+        weights = np.asarray([weights_by_kind.get(kind, 0.0) / kinds.count(kind) for kind in kinds])
         if not weights.sum():
             return text
         place = keyed(seed, self.epoch, self.sample_id, "caption").random() * weights.sum()

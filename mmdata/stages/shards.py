@@ -76,12 +76,12 @@ class Shards(Sink):
         return splits
 
     def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
-        """Read everything there is but captions, which earlier stages have used."""
+        """Read everything there is; further captions go along, unless an earlier stage made rows of them."""
         if PAYLOAD_COLUMN not in fields:
             raise ConfigError("the sink writes media, but no stage gives `payload`", hint="add `download`, or a folder source")
         if self.group not in fields:
             raise ConfigError(f"the sink groups by `{self.group}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
-        return tuple(name for name in fields if name != "captions")
+        return tuple(name for name in fields if name != "captions" or "caption_kind" not in fields)
 
     def passes(self) -> tuple[Pass, ...]:
         """Records by order, then borders, then media by order if they are sorted, then one task a shard."""
@@ -167,7 +167,8 @@ def _record(blocks: list[dict[str, object]], carried: list[str], sink: Shards) -
     if head["document"]:
         facts["blocks"] = [_block_json(block, carried) for block in blocks]
     else:
-        facts |= {"caption": head["text"], **{name: head[name] for name in carried}}
+        captions = {"captions": head["captions"]} if head.get("captions") else {}
+        facts |= {"caption": head["text"], **captions, **{name: head[name] for name in carried}}
     text = json.dumps(_finite(facts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     group = next((str(block[sink.group]) for block in blocks if block[sink.group] is not None), str(head["sample_id"]))
     record = {
@@ -194,7 +195,8 @@ def _block_json(block: dict[str, object], carried: list[str]) -> dict[str, objec
     if block["media"] is None:
         return {"type": "text", "position": block["position"], "text": block["text"]}
     facts = {name: block[name] for name in carried}
-    return {"type": block["media"], "position": block["position"], "url": block["url"], **facts}
+    text = {} if block["text"] is None else {"text": block["text"]}
+    return {"type": block["media"], "position": block["position"], "url": block["url"], **text, **facts}
 
 
 def _split_of(group: str, sink: Shards) -> int:

@@ -299,3 +299,62 @@ def _with_members(url: str, more: dict[str, bytes]) -> Corpus:
 
     manifest.write_text(json.dumps(seal(facts)), encoding="utf-8")
     return open_corpus(url)
+
+
+def test_captions_are_drawn_by_weight_and_by_the_samples_own_key(tmp_path: Path) -> None:
+    corpus = captioned(tmp_path)
+    given = {sample.index: sample.texts[0] for sample in _all(Loader(corpus, options=ONCE))}
+    assert set(given.values()) == {"plain"}
+
+    def drawn(threads: int, seed: int, **weights: float) -> list[str]:
+        options = changed(threads=threads, captions=weights, epochs=30, decode=False, seed=seed)
+        return [sample.texts[0] for sample in _all(Loader(corpus, options=options))]
+
+    texts = drawn(0, 0, text=1.0, alt=3.0)
+    assert texts == drawn(3, 0, text=1.0, alt=3.0)
+    assert texts != drawn(0, 1, text=1.0, alt=3.0)
+    share = np.mean([text.startswith("alt") for text in texts])
+    assert 0.65 < share < 0.85
+    assert {text for text in texts if text.startswith("alt")} == {"alt one", "alt two"}
+    assert set(drawn(0, 0, other=1.0)) == {"plain"}
+
+
+def _all(loader: Loader[Sample]) -> list[Sample]:
+    with loader:
+        return [sample for batch in loader for sample in batch.items]
+
+
+def captioned(folder: Path) -> str:
+    """Make a corpus whose samples have two further captions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from mmdata.engine import Runner
+    from mmdata.executors import InlineExecutor
+    from mmdata.plan import Plan
+    from mmdata.stages.download import Download
+    from mmdata.stages.shards import Shards
+    from mmdata.stages.sources import Catalog
+    from tests.conftest import encode
+    from tests.corpus import draw
+
+    site = folder / "site"
+    site.mkdir()
+    for number in range(12):
+        (site / f"{number}.png").write_bytes(encode(draw("red", "bar")))
+    with serving(site) as (server, url):
+        rows = {
+            "url": [f"{url}/{number}.png" for number in range(12)],
+            "text": ["plain"] * 12,
+            "alt": [["alt one", "alt two"]] * 12,
+        }
+        pq.write_table(pa.table(rows), folder / "list.parquet")
+        entry = "entries:\n  own: {files: [list.parquet], columns: {url: url, text: text, captions: [alt]}}\n"
+        (folder / "catalog.yaml").write_text(entry, encoding="utf-8")
+        source = Catalog(file=str(folder / "catalog.yaml"), entry="own")
+        plan = Plan(name="captions", source=(source,), stages=(Download(image_size=32),), sink=Shards())
+        allowed = (url.removeprefix("http://"),)
+        result = Runner(plan, str(folder / "run"), allowed).execute(InlineExecutor(), quiet=True)
+    assert server is not None
+    assert result.corpus is not None
+    return result.corpus
