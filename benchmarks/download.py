@@ -278,14 +278,14 @@ def _arguments() -> argparse.Namespace:
         "--cache", type=Path, default=Path.home() / ".cache/mmdata-bench", help="where packages and images are kept"
     )
     parser.add_argument("--images", type=int, default=3000, help="how many different images")
-    parser.add_argument("--rows", type=int, help="how many rows a run; default: each image under four urls")
+    parser.add_argument("--rows", type=int, help="how many rows a run; default: each image under three urls")
     parser.add_argument("--runs", type=int, default=5, help="how many alternating runs")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="which cases")
     parser.add_argument("--sweep", action="store_true", help="only try the peer's counts of processes and threads")
     options = parser.parse_args()
     if options.quick:
         options.images, options.runs = 600, 1
-    options.rows = options.rows or options.images * (1 if options.quick else 4)
+    options.rows = options.rows or options.images * (1 if options.quick else 3)
     return options
 
 
