@@ -18,11 +18,13 @@ from mmdata.errors import RecordError, RunError
 from mmdata.loader.seeds import keyed
 from mmdata.media import Jail, decode
 from mmdata.shards import KINDS, Corpus
-from mmdata.shards.members import members
+from mmdata.shards.members import TAR_BLOCK, members
 
 _LOCAL = threading.local()
 _JAILS: list[Jail] = []
 _JSON = "json"
+_PLACE = ["kind", "position", "offset", "size"]
+_TXT, _NAME = b".txt\0", 100  # how the name of a caption's file ends, in the first bytes of its header
 
 
 class Block(NamedTuple):
@@ -83,7 +85,7 @@ class Sample:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks in order; what goes wrong names the shard and the sample."""
         try:
-            return tuple(self._block(record) for record in self.corpus.blocks_of(self.index))
+            return tuple(self._block(*record) for record in self.corpus.blocks_of(self.index)[_PLACE].tolist())
         except (RecordError, LookupError, TypeError, ValueError) as error:
             reason = error.message if isinstance(error, RecordError) else repr(error)
             raise RunError(
@@ -105,14 +107,16 @@ class Sample:
         known = isinstance(blocks, list) and all(isinstance(block, dict) and "type" in block for block in blocks)
         return blocks if known else None
 
-    def _block(self, record: np.void) -> Block:
-        kind = KINDS[int(record["kind"])]
+    def _block(self, number: int, position: int, offset: int, size: int) -> Block:
+        kind = KINDS[number]
         if kind == "text":
-            document, position = self._document, int(record["position"])
+            # Nothing else has to be read for the caption of a pair: this runs once a sample.
+            if self.drawing is None and _TXT in self.data[offset - TAR_BLOCK : offset - TAR_BLOCK + _NAME]:
+                return Block(kind, self.data[offset : offset + size].decode(), None)
             # Blocks that a filter dropped leave gaps: a block is found by its position, not by its place in the list.
-            texts = {block["position"]: block.get("text") for block in document or ()}
-            return Block(kind, self._caption() if document is None else texts[position], None)
-        data = self.data[int(record["offset"]) : int(record["offset"]) + int(record["size"])]
+            texts = {block["position"]: block.get("text") for block in self._document or ()}
+            return Block(kind, self._caption() if self._document is None else texts[position], None)
+        data = self.data[offset : offset + size]
         if kind == "video":
             return Block(kind, None, None, data)
         return Block(kind, None, decode(data, trusted=True) if self.corpus.trusted else _decode_foreign(data))

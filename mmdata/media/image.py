@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image
 
 from mmdata.media.faces import Boxes, blur
-from mmdata.media.opening import FORMATS, Opened, as_outcomes, open_image
+from mmdata.media.opening import FORMATS, Opened, open_image, raise_outcome
 from mmdata.media.scale import Target, check_asked, framed, resample, target
 
 if TYPE_CHECKING:
@@ -71,9 +71,11 @@ def decode(data: bytes, *, trusted: bool = False) -> np.ndarray:
     trusted  the bytes were encoded by us: upright sRGB of an allowed size, so that nothing needs to be looked up first
     """
     if trusted and data.startswith(_JPEG_MAGIC):
-        with as_outcomes():
+        try:
             made: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
-            return made
+        except (OSError, ValueError) as error:
+            raise_outcome(error)
+        return made
     opened = open_image(data)
     return np.ascontiguousarray(_turned(opened.pixels(opened.size, 1.0), opened.orientation))
 

@@ -72,7 +72,7 @@ class Opened(NamedTuple):
 
     def pixels(self, least: Size, spare: float) -> np.ndarray:
         """Return (H, W, 3) uint8 sRGB pixels, not turned; a JPEG at 1/2, 1/4 or 1/8 if `spare` times `least` is left."""
-        with as_outcomes():
+        with _as_outcomes():
             if self.kind not in ("jpeg", "mpo") or self.image.mode not in _JPEG_MODES:
                 if (pixels := self._by_opencv()) is not None:
                     return to_srgb(pixels, self.image.info.get("icc_profile"))
@@ -131,7 +131,7 @@ def open_image(data: bytes) -> Opened:
         raise RecordError(f"cannot be opened: {error}"[:200], outcome="decode_error") from error
     check_pixels(image.size)
     kind = str(image.format).lower()
-    with as_outcomes():
+    with _as_outcomes():
         late = kind == "png" and any(name in data for name in _PNG_TEXTS)  # its EXIF may stand behind the pixels
         if late or kind not in ("jpeg", "mpo", "webp", "png"):
             image.load()
@@ -142,15 +142,16 @@ def open_image(data: bytes) -> Opened:
 
 
 @contextmanager
-def as_outcomes() -> Iterator[None]:
+def _as_outcomes() -> Iterator[None]:
     """Whatever a decoder raises becomes the outcome that its row ends with."""
     try:
         yield
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        _raise(error)
+        raise_outcome(error)
 
 
-def _raise(error: Exception) -> NoReturn:
+def raise_outcome(error: Exception) -> NoReturn:
+    """Raise what a decoder raised as the outcome that its row ends with."""
     text = str(error)
     if "nsufficient memory" in text or "llocat" in text:
         raise MemoryError(text) from error

@@ -183,7 +183,7 @@ class Corpus:
             raise RunError(f"{where}: not an array of numpy: {error}", hint=RESTORE) from error
         if array.dtype != dtype or array.shape != (length,):
             raise RunError(f"{where}: holds {array.shape} records of {array.dtype}, not ({length},) of {dtype}", hint=RESTORE)
-        return array
+        return array.view(np.ndarray)  # a mapped array, without the price of memmap's own class
 
 
 def open_corpus(url: str) -> Corpus:
