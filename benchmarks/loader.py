@@ -1,0 +1,425 @@
+"""The loader beside webdataset, LitData, MosaicML Streaming, Energon and Grain, and beside what the machine can do at best.
+
+    python -m benchmarks.loader [--quick] [--json FILE] [CASE...]
+
+Same pixels, warm cache, 2 cores, verification on. What is compared, and with what, is said in `NOTES` and on the result page.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from benchmarks.harness import HERE, Peer, Result, peer_python, publish, summary
+from benchmarks.loader_data import CACHE, IMAGES, linked, make_corpus, make_large, media, pairs, ranges
+from benchmarks.loader_packing import ROW_TOKENS, RULES, of_corpus, ours, padding, synthetic
+from mmdata.loader import Loader, Options
+from mmdata.shards import Corpus, open_corpus
+from mmdata.shards.verify import verify
+
+BATCH = 32
+TIMEOUT_S = 300
+FORMATS = ("litdata", "mosaicml-streaming", "megatron-energon", "grain")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The same samples as a corpus, as a corpus of strangers' images, and in the peers' formats under `peers/`."""
+
+    home: Path
+    corpus: str
+    jail: str
+    num: int
+
+    def of(self, peer: str) -> str:
+        """Return the folder that a peer reads."""
+        return self.corpus if peer == "webdataset" else str(self.home / "peers" / peer)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done."""
+
+    num: int = 10_000
+    images: int = IMAGES
+    raw_runs: int = 7
+    decoded_runs: int = 3
+    sweep: tuple[int, ...] = (1, 2, 3)
+    lengths: int = 1_000_000
+    shards: int = 1000
+    indexed: int = 10_000_000
+
+
+QUICK = Scale(num=3000, raw_runs=2, decoded_runs=1, sweep=(2,), lengths=100_000, shards=100, indexed=200_000)
+
+
+def make_data(home: Path, scale: Scale) -> Data:
+    """Make the corpus, unless it is there."""
+    corpus, jail = home / "corpus", home / "jail"
+    if not jail.is_dir():
+        shutil.rmtree(home, ignore_errors=True)
+        make_corpus(home, pairs(CACHE, scale.images), scale.num)
+        linked(str(corpus), jail, trusted=False)
+    return Data(home, str(corpus), str(jail), scale.num)
+
+
+# Ours, and the limits
+
+
+def read_all(corpus: str, options: Options) -> float:
+    """Return the microseconds a sample of a whole epoch, from asking for the first batch to having the last."""
+    num = size = 0
+    with Loader(corpus, options=options) as loader:
+        started = time.perf_counter()
+        for batch in loader:
+            for sample in batch.items:
+                size += sum(map(len, sample.members.values())) if not options.decode else sample.blocks[0].image.nbytes
+            num += len(batch.items)
+        return (time.perf_counter() - started) / num * 1e6
+
+
+def plain_pread(corpus: str) -> float:
+    """Return the microseconds a sample of reading the ranges of an epoch in the loader's order, with all files open."""
+    opened = open_corpus(corpus)
+    plan = Loader(opened, options=Options(epochs=1, threads=0)).plan
+    window = plan.window(plan.first)
+    order = list(ranges(opened, np.concatenate([window.index_D])))
+    files = [os.open(Path(corpus) / name, os.O_RDONLY) for name in opened.shards]
+    try:
+        started = time.perf_counter()
+        for shard, start, size in order:
+            os.pread(files[shard], size, start)
+        return (time.perf_counter() - started) / len(order) * 1e6
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def pure_decoding(images: Sequence[bytes], threads: int) -> float:
+    """Return the microseconds an image of decoding what lies in memory on so many threads, nothing kept."""
+
+    def some(first: int) -> None:
+        for data in images[first::threads]:
+            simplejpeg.decode_jpeg(data, "RGB")
+
+    with ThreadPoolExecutor(threads) as pool:
+        started = time.perf_counter()
+        list(pool.map(some, range(threads)))
+        return (time.perf_counter() - started) / len(images) * 1e6
+
+
+# The peers
+
+
+def script(peer: str) -> str:
+    """Return the script of a peer."""
+    return str(HERE / "peers" / f"loader_{peer.replace('-', '_').removeprefix('megatron_')}.py")
+
+
+def call(peer: str, *words: object) -> dict[str, Any]:
+    """Run a peer's script in its own environment; return what it printed last. Raises SubprocessError."""
+    command = [str(peer_python(peer)), script(peer), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    lines = done.stdout.strip().splitlines()
+    found: dict[str, Any] = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    return found
+
+
+def prepared(data: Data, peer: str) -> str:
+    """Return the folder that a peer reads, made by its own script when it is not there."""
+    folder = Path(data.of(peer))
+    if peer != "webdataset" and not (folder / ".done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        call(peer, "prepare", data.corpus, folder)
+        (folder / ".done").touch()
+    return str(folder)
+
+
+def peer_run(data: Data, peer: str, case: str, workers: int, how: str = "own/list") -> tuple[float, str]:
+    """Return a peer's microseconds a sample, and its version."""
+    found = call(peer, case, prepared(data, peer), workers, how)
+    if found["samples"] < data.num * 0.99:
+        raise ValueError(f"{peer} gave {found['samples']} samples of {data.num}")
+    return found["seconds"] / found["samples"] * 1e6, found["version"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to use a peer: worker processes (or threads), whose decoder, how a batch comes over."""
+
+    workers: int
+    how: str
+
+
+def best_way(data: Data, peer: str, sweep: Iterable[int]) -> tuple[Way, str]:
+    """Try each way once; return the quickest, and what all of them took. Raises the first error when none worked."""
+    found: dict[Way, float] = {}
+    problem: Exception | None = None
+    for workers in sweep:
+        for how in ("own/list", "own/flat", "same/list", "same/flat"):
+            try:
+                found[Way(workers, how)] = peer_run(data, peer, "decoded", workers, how)[0]
+            except (subprocess.SubprocessError, OSError, ValueError) as error:
+                problem = problem or error
+    if not found:
+        assert problem is not None
+        raise problem
+    told = ", ".join(f"{way.workers} {way.how} {took:.0f}" for way, took in sorted(found.items(), key=lambda item: item[1]))
+    return min(found, key=found.__getitem__), told
+
+
+def alternate(sides: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Run all sides in turn; one that fails is left out from then on, its error said."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    broken: set[str] = set()
+    for _ in range(runs):
+        for name, side in sides.items():
+            if name in broken:
+                continue
+            try:
+                found[name].append(side())
+            except (subprocess.SubprocessError, OSError, ValueError) as error:
+                broken.add(name)
+                print(f"{name}: {_told(error)}", file=sys.stderr)
+    return found
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(getattr(error, 'stderr', '') or str(error)).strip()[-400:]}"
+
+
+# The cases
+
+
+def raw(data: Data, scale: Scale, peers: bool = True) -> list[Result]:
+    """All members as bytes, without decoding."""
+    one = Options(batch_size=BATCH, epochs=1, threads=0, decode=False)
+    versions: dict[str, str] = {}
+
+    def webdataset(buffer: int) -> float:
+        took, versions["webdataset"] = peer_run(data, "webdataset", "raw", buffer)
+        return took
+
+    sides: dict[str, Callable[[], float]] = {
+        "ours": lambda: read_all(data.corpus, one),
+        "limit": lambda: plain_pread(data.corpus),
+        "unverified": lambda: read_all(data.corpus, Options(batch_size=BATCH, epochs=1, threads=0, decode=False, verify=False)),
+        "two": lambda: read_all(data.corpus, Options(batch_size=BATCH, epochs=1, threads=2, decode=False)),
+        "in_order": lambda: read_all(data.corpus, Options(batch_size=BATCH, epochs=1, threads=0, decode=False, shuffle="none")),
+    }
+    if peers:
+        sides |= {"plain": lambda: webdataset(0), "shuffled": lambda: webdataset(1000)}
+    read_all(data.corpus, one)
+    found = alternate(sides, scale.raw_runs)
+    version = versions.get("webdataset")
+    plain, shuffled, limit = found.get("plain", []), found.get("shuffled", []), found["limit"]
+    return [
+        summary("raw", (found["ours"], plain, limit), ("webdataset", version), "us"),
+        summary("raw_beside_shuffle_1000", (found["ours"], shuffled, limit), ("webdataset shuffle(1000)", version), "us"),
+        summary("raw_2_threads", (found["two"], plain, limit), ("webdataset", version), "us"),
+        summary("raw_unverified", (found["unverified"], plain, limit), ("webdataset", version), "us"),
+        summary("raw_unshuffled", (found["in_order"], plain, limit), ("webdataset", version), "us"),
+    ]
+
+
+def decoded(data: Data, scale: Scale, peers: bool = True) -> list[Result]:
+    """RGB arrays in the consumer's hands, by both cores."""
+    images = media(data.corpus)
+    options = Options(batch_size=BATCH, epochs=1, threads=2)
+    sides: dict[str, Callable[[], float]] = {
+        "ours": lambda: read_all(data.corpus, options),
+        "limit": lambda: pure_decoding(images, 2),
+        "jail": lambda: read_all(data.jail, options),
+    }
+    versions: dict[str, str] = {}
+    results: list[Result] = []
+    names = ("webdataset", *FORMATS) if peers else ()
+    for name in names:
+        try:
+            way, told = best_way(data, name, scale.sweep)
+        except (subprocess.SubprocessError, OSError, ValueError) as error:
+            results.append(_missing(f"decoded_{name}", name, _told(error)))
+            continue
+        print(f"  {name}: workers, decoder/batch, us: {told}", file=sys.stderr)
+
+        def side(name: str = name, way: Way = way) -> float:
+            took, version = peer_run(data, name, "decoded", way.workers, way.how)
+            versions[name] = f"{version} ({way.workers} workers, {way.how})"
+            return took
+
+        sides[name] = side
+    read_all(data.corpus, options)
+    found = alternate(sides, scale.decoded_runs)
+    limit = found["limit"]
+    for name in versions:
+        results.append(summary(f"decoded_{name}", (found["ours"], found[name], limit), (name, versions[name]), "us"))
+    best = min(versions, key=lambda name: statistics.median(found[name])) if versions else None
+    theirs = (found[best], (best, versions[best])) if best else ([], (None, None))
+    results.append(summary("decoded", (found["ours"], theirs[0], limit), theirs[1], "us"))
+    results.append(summary("decoded_in_the_jail", (found["jail"], theirs[0], limit), theirs[1], "us"))
+    return results
+
+
+def _missing(name: str, peer: str, error: str) -> Result:
+    nothing = float("nan")
+    return Result(name, nothing, None, peer, None, None, None, None, "us", 0, (nothing, nothing), error)
+
+
+def packing(data: Data, scale: Scale) -> list[Result]:
+    """Padding of rows of 4,096 tokens, and how quickly they are planned."""
+    results = []
+    for name, lengths_N in (("synthetic", synthetic(scale.lengths)), ("corpus", of_corpus(data.corpus, scale.lengths))):
+        started = time.process_time()
+        mine = padding(ours(lengths_N)) * 100
+        took = (time.process_time() - started) / len(lengths_N) * 1e6
+        for rule, pack_by in RULES.items():
+            theirs = padding(pack_by(lengths_N)) * 100
+            results.append(summary(f"packing_{name}", ([mine], [theirs], []), (rule, None), "%"))
+        results.append(summary(f"packing_{name}_time", ([took], [], []), (None, None), "us"))
+    return results
+
+
+def first_batch(data: Data, scale: Scale) -> list[Result]:
+    """Seconds from constructing to the first batch, not decoded, of 1,000 shards."""
+    home = data.home / f"shards-{scale.shards}"
+    if not (home / "corpus/corpus.json").exists():
+        shutil.rmtree(home, ignore_errors=True)
+        make_corpus(home, pairs(CACHE, scale.images)[:50], 4 * scale.shards, per_shard=4)
+    many = Data(home, str(home / "corpus"), "", 4 * scale.shards)
+
+    def mine() -> float:
+        started = time.perf_counter()
+        with Loader(many.corpus, options=Options(batch_size=BATCH, decode=False)) as loader:
+            assert len(next(loader)) == BATCH
+            return time.perf_counter() - started
+
+    results = []
+    for peer in ("webdataset", "litdata", "mosaicml-streaming"):
+        versions: list[str] = []
+
+        def theirs(peer: str = peer, versions: list[str] = versions) -> float:
+            found = call(peer, "first", prepared(many, peer), 0)
+            versions.append(found["version"])
+            return float(found["seconds"])
+
+        found = alternate({"ours": mine, peer: theirs}, scale.decoded_runs)
+        results.append(summary("first_batch", (found["ours"], found[peer], []), (peer, next(iter(versions), None)), "s"))
+    return results
+
+
+def memory(data: Data, scale: Scale) -> list[Result]:
+    """What 10^7 indexed samples take: memory, open files, the time to save and to restore."""
+    with tempfile.TemporaryDirectory(dir=data.home) as folder:
+        half = scale.indexed // 2
+        homes = [make_large(Path(folder) / name, data.corpus, half, scale.shards // 2) for name in ("first", "second")]
+        command = [sys.executable, "-m", "benchmarks.loader_probe", data.corpus, *homes]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+    found = json.loads(done.stdout)
+    units = {
+        "open_s": "s", "batches_s": "s", "state_s": "s", "restore_s": "s", "restore_fresh_s": "s", "state_bytes": "B", "files": "files",
+        "before_mib": "MiB", "rss": "MiB", "own": "MiB", "peak": "MiB",
+    }  # fmt: skip
+    return [summary(f"indexed_{name}", ([found[name]], [], []), (None, None), unit) for name, unit in units.items()]
+
+
+def verifying(data: Data, scale: Scale) -> list[Result]:
+    """Comparing all bytes with the manifest, beside the slower of reading and hashing them."""
+    paths = [Path(data.corpus) / name for name in open_corpus(data.corpus).shards]
+    megabytes = sum(path.stat().st_size for path in paths) / 1e6
+
+    def spread(work: Callable[[Path], object]) -> float:
+        with ThreadPoolExecutor(2) as pool:
+            started = time.perf_counter()
+            list(pool.map(work, paths))
+            return (time.perf_counter() - started) / megabytes * 1e6
+
+    def check() -> float:
+        started = time.perf_counter()
+        assert verify(data.corpus).whole
+        return (time.perf_counter() - started) / megabytes * 1e6
+
+    whole = [path.read_bytes() for path in paths]
+    found = alternate({"ours": check, "read": lambda: spread(_read_through)}, scale.raw_runs)
+    hashed = []
+    for _ in range(scale.raw_runs):
+        with ThreadPoolExecutor(2) as pool:
+            started = time.perf_counter()
+            list(pool.map(lambda data: hashlib.sha256(data).digest(), whole))
+            hashed.append((time.perf_counter() - started) / megabytes * 1e6)
+    limit = hashed if statistics.median(hashed) > statistics.median(found["read"]) else found["read"]
+    return [summary("verify_per_MB", (found["ours"], [], limit), (None, None), "us")]
+
+
+def _read_through(path: Path) -> None:
+    buffer = bytearray(1 << 20)
+    with path.open("rb") as file:
+        while file.readinto(buffer):
+            pass
+
+
+class Lengths:
+    """Lengths that no text has to be read for."""
+
+    version = "bench"
+
+    def __call__(self, _corpus: Corpus, first: int, num: int) -> np.ndarray:
+        return synthetic(first + num)[first:]
+
+
+def mixing(data: Data, scale: Scale) -> list[Result]:
+    """The largest distance of a source's tokens from its share of all, after any draw and after any step."""
+    shares = {"docs": 0.2, "pairs": 0.7, "web": 0.1}
+    options = Options(batch_size=16, row_tokens=ROW_TOKENS, threads=0)
+    with Loader(dict.fromkeys(shares, data.corpus), shares, options, lengths=Lengths()) as loader:
+        window = loader.plan.window(loader.plan.first)
+    weights_S = np.asarray(list(shares.values()))
+    results = []
+    for name, order_D in (("draw", np.arange(len(window.tokens_D))), ("step", window.order_D)):
+        tokens_SD = (window.source_D[order_D] == np.arange(3)[:, None]) * window.tokens_D[order_D]
+        total_D = np.cumsum(tokens_SD.sum(0))
+        away_SD = np.abs(np.cumsum(tokens_SD, axis=1) - weights_S[:, None] * total_D)
+        ends = np.arange(len(total_D)) if name == "draw" else window.starts_R[16::16] - 1
+        worst = away_SD[:, ends].max(0)
+        results.append(summary(f"mixture_away_after_a_{name}", ([float(worst.max())], [], []), (None, None), "tokens"))
+        later = total_D[ends] > 1_000_000
+        share = float((worst[later] / total_D[ends][later]).max() * 100)
+        results.append(summary(f"mixture_share_after_a_{name}", ([share], [], []), (None, None), "%"))
+    return results
+
+
+CASES: dict[str, Callable[[Data, Scale], list[Result]]] = {
+    "raw": raw, "decoded": decoded, "packing": packing, "first_batch": first_batch, "memory": memory, "verify": verifying,
+    "mixture": mixing,
+}  # fmt: skip
+NOTES = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which of {', '.join(CASES)}; all unless said")
+    parser.add_argument("--quick", action="store_true", help="fewer runs and sizes; never committed")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    options = parser.parse_args()
+    scale = QUICK if options.quick else Scale()
+    data = make_data(CACHE / f"loader-{scale.num}", scale)
+    results = [result for name in options.cases or CASES for result in CASES[name](data, scale)]
+    publish("loader", results, options, NOTES)
+
+
+if __name__ == "__main__":
+    main()
