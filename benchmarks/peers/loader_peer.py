@@ -1,7 +1,7 @@
 """What the peers of `benchmarks/loader.py` share: how they are called, what they are given, what the clock counts.
 
     python loader_NAME.py prepare TARS FOLDER      make the peer's own format of the tars' samples
-    python loader_NAME.py CASE FOLDER WORKERS HOW  print {seconds, samples, bytes, version} as JSON
+    python loader_NAME.py CASE FOLDER WORKERS HOW  print {seconds, cpu, samples, bytes, version} as JSON
 
 Decided here: one epoch runs before the clock starts (modules, files, worker processes), then a whole one is counted, from
 asking for its first batch to having its last. HOW is `own/list`, `own/flat`, `same/list` or `same/flat`: the peer's own decoder
@@ -26,7 +26,7 @@ Decode = Callable[[bytes], Any]
 def pillow(data: bytes) -> np.ndarray:
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def simplejpeg(data: bytes) -> np.ndarray:
@@ -100,10 +100,10 @@ def count_pixels(batches: Iterable[Any]) -> tuple[int, int]:
 def timed(epoch: Callable[[], tuple[int, int]], version: str) -> None:
     """Run an epoch that does not count and one that does; print what it took."""
     epoch()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     samples, size = epoch()
-    seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "samples": samples, "bytes": size, "version": version}))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "samples": samples, "bytes": size, "version": version}))
 
 
 def run(prepare: Callable[[str, str], None], cases: dict[str, Callable[[str, int, str], None]]) -> None:
