@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from benchmarks.harness import HERE, Peer, Result, peer_python, publish, summary
+from benchmarks.harness import HERE, Result, peer_python, publish, summary
 from benchmarks.loader_data import CACHE, IMAGES, linked, make_corpus, make_large, media, pairs, ranges
 from benchmarks.loader_packing import ROW_TOKENS, RULES, of_corpus, ours, padding, synthetic
-from mmdata.loader import Loader, Options
+from mmdata.loader import Loader, Options, Sample
 from mmdata.shards import Corpus, open_corpus
 from mmdata.shards.verify import verify
 
@@ -89,9 +89,18 @@ def read_all(corpus: str, options: Options, clock: Clock = time.perf_counter) ->
         started = clock()
         for batch in loader:
             for sample in batch.items:
-                size += sum(map(len, sample.members.values())) if not options.decode else sample.blocks[0].image.nbytes
+                size += _held(sample) if options.decode else sum(map(len, sample.members.values()))
             num += len(batch.items)
-        return (clock() - started) / num * 1e6
+        took = (clock() - started) / num * 1e6
+    assert size > 0
+    return took
+
+
+def _held(sample: Sample) -> int:
+    """Return the bytes of a decoded sample's pixels."""
+    image = sample.blocks[0].image
+    assert image is not None
+    return image.nbytes
 
 
 def plain_pread(corpus: str) -> float:
@@ -280,8 +289,8 @@ def decoded(data: Data, scale: Scale, peers: Sequence[str] = PEERS) -> list[Resu
     read_all(data.corpus, options)
     found = alternate(sides, scale.decoded_runs)
     limit = found["limit"]
-    for name in versions:
-        results.append(summary(f"decoded_{name}", (found["ours"], found[name], limit), (name, versions[name]), "us"))
+    for name, version in versions.items():
+        results.append(summary(f"decoded_{name}", (found["ours"], found[name], limit), (name, version), "us"))
     best = min(versions, key=lambda name: statistics.median(found[name])) if versions else None
     theirs = (found[best], (best, versions[best])) if best else ([], (None, None))
     results.append(summary("decoded", (found["ours"], theirs[0], limit), theirs[1], "us"))
@@ -345,8 +354,8 @@ def memory(data: Data, scale: Scale) -> list[Result]:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
     found = json.loads(done.stdout)
     units = {
-        "open_s": "s", "batches_s": "s", "state_s": "s", "restore_s": "s", "restore_fresh_s": "s", "state_bytes": "B", "files": "files",
-        "before_mib": "MiB", "rss": "MiB", "own": "MiB", "peak": "MiB",
+        "open_s": "s", "batches_s": "s", "state_s": "s", "restore_s": "s", "restore_fresh_s": "s", "state_bytes": "B",
+        "files": "files", "before_mib": "MiB", "rss": "MiB", "own": "MiB", "peak": "MiB",
     }  # fmt: skip
     return [summary(f"indexed_{name}", ([found[name]], [], []), (None, None), unit) for name, unit in units.items()]
 
@@ -391,7 +400,8 @@ class Lengths:
 
     version = "bench"
 
-    def __call__(self, _corpus: Corpus, first: int, num: int) -> np.ndarray:
+    def __call__(self, corpus: Corpus, first: int, num: int) -> np.ndarray:
+        assert first + num <= len(corpus.samples)
         return synthetic(first + num)[first:]
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from benchmarks.images import make_sets
 from mmdata.media import Resize, transcode
 from mmdata.shards import Corpus, open_corpus
-from mmdata.shards.corpus import BLOCK_DTYPE, ID_DTYPE, SAMPLE_DTYPE
+from mmdata.shards.corpus import ID_DTYPE, SAMPLE_DTYPE
 from mmdata.shards.manifest import Finish, write_manifest
 from mmdata.shards.sealed import MANIFEST, seal
 from mmdata.shards.tar import BLOCK, tar_bytes
@@ -69,7 +69,9 @@ def make_corpus(folder: Path, given: Sequence[Pair], num: int, per_shard: int = 
     store = LocalStore(str(folder))
     payloads = [_stored(store, pair) for pair in given]
     order = np.random.default_rng(0).permutation(num)
-    records = [_record(rank, given[int(number) % len(given)], payloads[int(number) % len(given)]) for rank, number in enumerate(order)]
+    records = [
+        _record(rank, given[int(number) % len(given)], payloads[int(number) % len(given)]) for rank, number in enumerate(order)
+    ]
     table = pa.Table.from_pylist(records, schema=pa.schema(RECORD_FIELDS))
     units = borders(table.select(["split", "order", "bytes"]), per_shard, 1 << 30).to_pylist()
     digests: dict[str, str] = {}
@@ -131,9 +133,9 @@ def media(corpus: str) -> list[bytes]:
 
 
 def make_large(folder: Path, corpus: str, num: int, shards: int) -> str:
-    """Write an index of `num` samples in `shards` tars, each a copy of the corpus's first one; the tars are empty files of full size.
+    """Write an index of `num` samples in `shards` tars, each a copy of the corpus's first one.
 
-    `fill` writes the samples that will be read.
+    The tars are empty files of full size; `fill` writes the samples that will be read.
     """
     source = open_corpus(corpus)
     (folder / "index").mkdir(parents=True)

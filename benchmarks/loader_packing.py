@@ -91,13 +91,12 @@ def synthetic(num: int) -> np.ndarray:
 def of_corpus(corpus: str, num: int) -> np.ndarray:
     """Return the lengths of the benchmark's pairs, drawn again and again: caption bytes and patches of 16 px."""
     blocks = np.load(Path(corpus) / "index/blocks.npy", mmap_mode="r")
-    patches = -(-blocks["height"][::2].astype(np.int64) // 16) * -(-blocks["width"][::2].astype(np.int64) // 16)
-    lengths = patches + blocks["characters"][1::2]
-    return np.asarray(np.random.default_rng(0).choice(lengths, num))
+    patches: np.ndarray = -(-blocks["height"][::2].astype(np.int64) // 16) * -(-blocks["width"][::2].astype(np.int64) // 16)
+    lengths: np.ndarray = patches + blocks["characters"][1::2]
+    found: np.ndarray = np.random.default_rng(0).choice(lengths, num)
+    return found
 
 
 def padding(rows: list[int]) -> float:
     """Return the share of the rows' room that holds nothing."""
     return 1 - sum(rows) / (len(rows) * ROW_TOKENS)
-
-

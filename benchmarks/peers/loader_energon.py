@@ -1,13 +1,25 @@
 """The peer of `benchmarks/loader.py`: Megatron-Energon, on hard links of the corpus's own tars that it indexed."""
 
+# mypy: ignore-errors
+# What it imports lies in the environment of the peer.
+
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from loader_peer import BATCH, Collate, count_pixels, run, simplejpeg, timed
-from megatron.energon import Cooker, DefaultTaskEncoder, SampleDecoder, WorkerConfig, __version__, get_loader, get_train_dataset, stateless
+from loader_peer import BATCH, Collate, FlatOrList, count_pixels, run, simplejpeg, timed
+from megatron.energon import (
+    Cooker,
+    DefaultTaskEncoder,
+    SampleDecoder,
+    WorkerConfig,
+    __version__,
+    get_loader,
+    get_train_dataset,
+    stateless,
+)
 from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
 CRUDE = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
@@ -24,12 +36,12 @@ def prepare(tars: str, folder: str) -> None:
 
 
 @stateless
-def as_is(sample: Any) -> Any:
+def as_is(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
 @stateless
-def with_simplejpeg(sample: Any) -> Any:
+def with_simplejpeg(sample: dict[str, Any]) -> dict[str, Any]:
     return {**sample, "jpg": simplejpeg(sample["jpg"]), "txt": sample["txt"].decode()}
 
 
@@ -37,10 +49,10 @@ class Own(DefaultTaskEncoder):
     """Energon's own decoder, as arrays."""
 
     decoder = SampleDecoder(image_decode="rgb8")
-    cookers = [Cooker(as_is)]
+    cookers: ClassVar = [Cooker(as_is)]
     collate = Collate("list")
 
-    def batch(self, samples: list[Any]) -> Any:
+    def batch(self, samples: list[dict[str, Any]]) -> FlatOrList:
         return self.collate([(sample["jpg"], sample["txt"]) for sample in samples])
 
 
@@ -48,7 +60,7 @@ class Same(Own):
     """Our decoder in its place."""
 
     decoder = None
-    cookers = [Cooker(with_simplejpeg)]
+    cookers: ClassVar = [Cooker(with_simplejpeg)]
 
 
 def decoded(folder: str, workers: int, how: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 BATCH = 32
-Decode = Callable[[bytes], Any]
+FlatOrList = tuple[Any, list[tuple[int, ...]] | None, list[str]]  # pixels, their shapes where they are flat, captions
 
 
 def pillow(data: bytes) -> np.ndarray:
@@ -56,7 +56,7 @@ class Collate:
     def __init__(self, how: str) -> None:
         self.flat = how.endswith("flat")
 
-    def __call__(self, items: list[tuple[np.ndarray, str]]) -> Any:
+    def __call__(self, items: list[tuple[np.ndarray, str]]) -> FlatOrList:
         import torch
 
         texts = [text for _, text in items]
@@ -65,7 +65,7 @@ class Collate:
         shapes = [tuple(pixels.shape) for pixels, _ in items]
         whole = torch.empty(sum(int(np.prod(shape)) for shape in shapes), dtype=torch.uint8)
         if torch.utils.data.get_worker_info() is not None:
-            whole = whole.share_memory_()  # written once, where the consumer reads it
+            whole = whole.share_memory_()  # type: ignore[no-untyped-call]  # written once, where the consumer reads it
         at, target = 0, whole.numpy()
         for (pixels, _), shape in zip(items, shapes, strict=True):
             size = int(np.prod(shape))
@@ -74,7 +74,7 @@ class Collate:
         return whole, shapes, texts
 
 
-def pixels_of(batch: Any) -> list[np.ndarray]:
+def pixels_of(batch: FlatOrList) -> list[np.ndarray]:
     """Return the arrays of a batch, (H, W, 3) uint8 each."""
     held, shapes, _ = batch
     if shapes is None:
@@ -87,7 +87,7 @@ def pixels_of(batch: Any) -> list[np.ndarray]:
     return found
 
 
-def count_pixels(batches: Iterable[Any]) -> tuple[int, int]:
+def count_pixels(batches: Iterable[FlatOrList]) -> tuple[int, int]:
     """Go through decoded batches; return samples and bytes."""
     samples = size = 0
     for batch in batches:

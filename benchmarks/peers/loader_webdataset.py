@@ -1,5 +1,8 @@
 """The peer of `benchmarks/loader.py`: webdataset on the corpus's own tars."""
 
+# mypy: ignore-errors
+# What it imports lies in the environment of the peer.
+
 import time
 from pathlib import Path
 
@@ -38,7 +41,9 @@ def decoded(folder: str, workers: int, how: str) -> None:
     decoder = "rgb8" if how.startswith("own") else _same
     dataset = wds.WebDataset(_tars(folder), shardshuffle=len(_tars(folder))).shuffle(SHUFFLE).decode(decoder)
     dataset = dataset.to_tuple("jpg", "txt").batched(BATCH, collation_fn=Collate(how), partial=True)
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0, prefetch_factor=4 if workers else None)
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0, prefetch_factor=4 if workers else None
+    )
     timed(lambda: count_pixels(loader), wds.__version__)
 
 
