@@ -430,7 +430,32 @@ CASES: dict[str, Callable[[Data, Scale], list[Result]]] = {
     "raw": raw, "decoded": decoded, "packing": packing, "first_batch": first_batch, "memory": memory, "verify": verifying,
     "mixture": mixing,
 }  # fmt: skip
-NOTES = ""
+NOTES = """
+Lower is better everywhere. All samples are pairs (jpg, txt, json) of 256 px on the longer side, encoded by our own code at
+quality 95, 12 to 16 KB a sample, in tars of 1,000. webdataset and Energon read the very tars of the corpus; LitData, MosaicML
+Streaming and Grain (ArrayRecord) have their own formats, made from the same members. The page cache is warm. Ours compares
+every sample with its xxh3; no peer checks what it reads. A side runs one epoch that does not count, then one that does, from
+asking for the first batch to having the last; sides take turns, and the medians are shown.
+
+- `raw`: every member as bytes, in batches of 32, nothing decoded. CPU time of the one thread, so that neighbours on the
+  machine count less. webdataset goes through the tars in order; `_beside_shuffle_1000` is its shuffled stream; ours is a
+  global shuffle in both. The limit is `os.pread` of the same ranges in the same order with all files open, nothing kept and
+  nothing parsed.
+- `decoded`: RGB arrays and captions in the consumer's hands, wall time on both cores; ours has two threads. Each peer was
+  tried with its own decoder and with ours (simplejpeg), with batches of arrays and with all pixels of a batch in one shared
+  array (for Grain: `list` is threads, `flat` is worker processes), and with 1 to 3 workers; its quickest way is in the table,
+  named behind its version. The limit is simplejpeg alone on the same bytes, two threads, nothing read and nothing kept.
+  `_in_the_jail` is the same corpus said to be of strangers' images, which are decoded in a sandboxed child each thread.
+- `packing`: what rows of 4,096 tokens do not hold. `synthetic` is log-normal text with 0 to 2 images, `corpus` the captions'
+  bytes and the images' patches of 16 px. The rivals are written small in `benchmarks/loader_packing.py`, BAGEL's from its
+  published settings.
+- `first_batch`: from constructing to the first 32 raw samples, of 1,000 shards; imports do not count.
+- `indexed`: a process with two corpora of 5 million samples each in 500 shards. `rss` counts the mapped index, `own` does
+  not.
+- `verify`: `mmdata verify`, a MB. The limit is the slower of reading and SHA-256, on both cores.
+- `mixture`: shares 0.2, 0.7, 0.1 of tokens: how far a source is from its share after any draw, and after any step of 16
+  packed rows (packing reorders draws inside a window); as a share of all tokens once a million were drawn.
+"""
 
 
 def main() -> None:
