@@ -312,7 +312,7 @@ def packing(data: Data, scale: Scale) -> list[Result]:
         took = (time.process_time() - started) / len(lengths_N) * 1e6
         for rule, pack_by in RULES.items():
             theirs = padding(pack_by(lengths_N)) * 100
-            results.append(summary(f"packing_{name}", ([mine], [theirs], []), (rule, None), "%"))
+            results.append(summary(f"packing_{name}", ([mine], [theirs], []), (rule, "rule"), "%"))
         results.append(summary(f"packing_{name}_time", ([took], [], []), (None, None), "us"))
     return results
 
@@ -434,7 +434,7 @@ NOTES = """
 Lower is better everywhere. All samples are pairs (jpg, txt, json) of 256 px on the longer side, encoded by our own code at
 quality 95, 12 to 16 KB a sample, in tars of 1,000. webdataset and Energon read the very tars of the corpus; LitData, MosaicML
 Streaming and Grain (ArrayRecord) have their own formats, made from the same members. The page cache is warm. Ours compares
-every sample with its xxh3; no peer checks what it reads. A side runs one epoch that does not count, then one that does, from
+every sample with its xxh3; peers are as they come, which is with fewer checks or none. A side runs one epoch that does not count, then one that does, from
 asking for the first batch to having the last; sides take turns, and the medians are shown.
 
 - `raw`: every member as bytes, in batches of 32, nothing decoded. CPU time of the one thread, so that neighbours on the
@@ -466,8 +466,11 @@ def main() -> None:
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
     data = make_data(scale)
+    load = os.getloadavg()[0]
     results = [result for name in options.cases or CASES for result in CASES[name](data, scale)]
-    publish("loader", results, options, NOTES)
+    ended = os.getloadavg()[0]
+    told = f"Load average of the machine when this began and ended: {load:.1f}, {ended:.1f} (its own work among it)."
+    publish("loader", results, options, f"{NOTES}\n{told}")
 
 
 if __name__ == "__main__":
