@@ -434,7 +434,8 @@ NOTES = """
 Lower is better everywhere. All samples are pairs (jpg, txt, json) of 256 px on the longer side, encoded by our own code at
 quality 95, 12 to 16 KB a sample, in tars of 1,000. webdataset and Energon read the very tars of the corpus; LitData, MosaicML
 Streaming and Grain (ArrayRecord) have their own formats, made from the same members. The page cache is warm. Ours compares
-every sample with its xxh3; peers are as they come, which is with fewer checks or none. A side runs one epoch that does not count, then one that does, from
+every sample with its xxh3; peers are as they come, which is with fewer checks or none.
+A side runs one epoch that does not count, then one that does, from
 asking for the first batch to having the last; sides take turns, and the medians are shown.
 
 - `raw`: every member as bytes, in batches of 32, nothing decoded. CPU time of the one thread, so that neighbours on the
