@@ -27,6 +27,7 @@ import simplejpeg
 from benchmarks.harness import HERE, Result, peer_python, publish, summary
 from benchmarks.loader_data import CACHE, IMAGES, linked, make_corpus, make_large, media, pairs, ranges
 from benchmarks.loader_packing import ROW_TOKENS, RULES, of_corpus, ours, padding, synthetic
+from benchmarks.loader_write import TMPFS, make_samples, write
 from mmdata.loader import Loader, Options, Sample
 from mmdata.shards import Corpus, open_corpus
 from mmdata.shards.verify import verify
@@ -426,9 +427,17 @@ def mixing(data: Data, scale: Scale) -> list[Result]:
     return results
 
 
+def writing(data: Data, scale: Scale) -> list[Result]:
+    """Write shards with hashes on, beside webdataset's ShardWriter, to memory."""
+    memory_disk = str(TMPFS) if TMPFS.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory_disk) as folder:
+        found = [Result(**result) for result in write(make_samples(scale.num), Path(folder), scale.raw_runs)]  # type: ignore[arg-type]
+    return [replace(result, name=f"write; limit: {result.name.rpartition('; ')[2]}") for result in found]
+
+
 CASES: dict[str, Callable[[Data, Scale], list[Result]]] = {
     "raw": raw, "decoded": decoded, "packing": packing, "first_batch": first_batch, "memory": memory, "verify": verifying,
-    "mixture": mixing,
+    "mixture": mixing, "write": writing,
 }  # fmt: skip
 NOTES = """
 Lower is better everywhere. All samples are pairs (jpg, txt, json) of 256 px on the longer side, encoded by our own code at
@@ -454,6 +463,8 @@ asking for the first batch to having the last; sides take turns, and the medians
 - `indexed`: a process with two corpora of 5 million samples each in 500 shards. `rss` counts the mapped index, `own` does
   not.
 - `verify`: `mmdata verify`, a MB. The limit is the slower of reading and SHA-256, on both cores.
+- `write`: one shard of 10,000 samples in memory, index, xxh3 and SHA-256 included, to a tmpfs; the files are the same byte for
+  byte. The limits are a plain write of them, and their SHA-256 alone on one core.
 - `mixture`: shares 0.2, 0.7, 0.1 of tokens: how far a source is from its share after any draw, and after any step of 16
   packed rows (packing reorders draws inside a window); as a share of all tokens once a million were drawn.
 """
