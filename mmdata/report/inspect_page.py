@@ -16,7 +16,7 @@ from mmdata.errors import RecordError
 from mmdata.media import Jail
 from mmdata.report import inspect_text as told
 from mmdata.report.inspect import Inspection, Picture
-from mmdata.report.page import Card, Section, cards_html, histogram_html, table_html, write_page
+from mmdata.report.page import Card, Section, cards_html, histogram_html, row_html, table_html, write_page
 from mmdata.report.spread import Spread, shown
 
 THUMB = 150
@@ -53,7 +53,7 @@ def _pictures(pictures: list[Picture]) -> str:
                 cards.append(Card(_thumbnail(jail.decode(picture.data)), _cut(picture.text)))
             except RecordError as error:
                 failed.append([f"not decoded: {error.message}", _cut(picture.text)])
-    return (cards_html(cards) if cards else "") + _table(("", "text"), failed)
+    return cards_html(cards) + _table(("", "text"), failed)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
@@ -64,8 +64,7 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def _spreads(spreads: list[Spread]) -> str:
-    inner = "".join(_spread(each) for each in spreads)
-    return f"<div class=cards>{inner}</div>" if inner else ""
+    return row_html([_spread(each) for each in spreads])
 
 
 def _spread(each: Spread) -> str:
