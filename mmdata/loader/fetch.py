@@ -75,6 +75,7 @@ class Fetcher:
         starts, sizes = (records[name].astype(np.int64) * TAR_BLOCK for name in ("start", "length"))
         found: list[bytes | RunError] = []
         checked = self.verify and corpus.sealed
+        waits = () if self._plain[number] else WAITS_S
         for index, shard, start, size, xxh3 in zip(index_D.tolist(), shards, starts.tolist(), sizes.tolist(), sums, strict=True):
             try:
                 fd = files.get((number, shard))
@@ -83,7 +84,9 @@ class Fetcher:
             except (OSError, RunError):
                 data = b""
             good = len(data) == size and (not checked or xxh3_64_intdigest(data) == xxh3)
-            found.append(data if good else self._again(number, index))
+            found.append(data if good else self._again(number, index, waits))
+            if isinstance(found[-1], RunError):
+                waits = ()  # what did not get well for this one is not waited for again by the others
         return found
 
     def _open(self, files: "_Files", number: int, shard: int) -> int | None:
@@ -113,13 +116,13 @@ class Fetcher:
         last = (int(corpus.samples[high]["start"]) + int(corpus.samples[high]["length"])) * TAR_BLOCK
         return first, corpus.store.read_range(corpus.shards[shard], first, last - first)
 
-    def _again(self, number: int, index: int) -> bytes | RunError:
+    def _again(self, number: int, index: int, waits: Sequence[float]) -> bytes | RunError:
         """Read one sample anew, from where it came from first; what does not get well is an error."""
-        for wait_s in (*WAITS_S, None):
+        for wait_s in (*waits, None):
             try:
                 return self.corpora[number].raw(index)
             except RunError as error:
-                if wait_s is None or self._plain[number]:
+                if wait_s is None:
                     return error
                 self.clock.sleep(wait_s)
         raise AssertionError("the last try returns")
