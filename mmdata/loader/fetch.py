@@ -103,13 +103,13 @@ class Fetcher:
     def _remote(self, number: int, index: int, start: int, size: int) -> bytes:
         if self.block == 1:
             return self.corpora[number].raw(index)
-        first, data = self._blocks.get((number, index // self.block), lambda: self._block(number, index))
+        shard = int(self.corpora[number].samples[index]["shard"])
+        first, data = self._blocks.get((number, shard, index // self.block), lambda: self._block(number, shard, index))
         return data[start - first : start - first + size]
 
-    def _block(self, number: int, index: int) -> tuple[int, bytes]:
+    def _block(self, number: int, shard: int, index: int) -> tuple[int, bytes]:
         """Return the neighbours of a sample that lie in its shard, and where they start there."""
         corpus = self.corpora[number]
-        shard = int(corpus.samples[index]["shard"])
         low = max(index // self.block * self.block, int(corpus.first_samples[shard]))
         high = min((index // self.block + 1) * self.block, int(corpus.first_samples[shard + 1])) - 1
         first = int(corpus.samples[low]["start"]) * TAR_BLOCK
