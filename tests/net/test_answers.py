@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mmdata.errors import RecordError
+from mmdata.media import Jail, Resize
 from mmdata.net import Failure, Fetched, Guard, Limits
 from mmdata.net.client import Options, open_transport
 from mmdata.net.dns import TableResolver
@@ -80,6 +82,15 @@ def test_an_answer_that_is_none(hostile: HostileServer, path: str, expected: str
     # The server lives in this process and holds the 1 MiB bombs; what a client unpacked would be 1 GiB.
     assert resident_bytes() - started < 64 * MIB
     assert time.process_time() - cpu_s < 1.5
+
+
+@pytest.mark.fault("N25")
+def test_N25_a_page_that_calls_itself_a_picture_is_none(hostile: HostileServer) -> None:
+    (result,) = ask(hostile, hostile.url("/soft-404", host="a"))
+    assert isinstance(result, Fetched)
+    with Jail() as jail, pytest.raises(RecordError) as caught:
+        jail.transcode(result.body, Resize(image_size=64))
+    assert caught.value.outcome == "not_media"
 
 
 def test_a_small_body_may_come_in_crumbs(hostile: HostileServer) -> None:
