@@ -1,9 +1,11 @@
 """Which sample when (pure functions), and reading it: plan, then read."""
 
+from mmdata.loader.batch import Batch, Draw
 from mmdata.loader.cache import Cache
 from mmdata.loader.lengths import TokenCounts
-from mmdata.loader.loader import Batch, Draw, Loader, Options, Transform
+from mmdata.loader.loader import Loader
 from mmdata.loader.mixture import Mixture, mixture_of
+from mmdata.loader.options import Options, Transform
 from mmdata.loader.order import places
 from mmdata.loader.pack import pack
 from mmdata.loader.plan import WINDOW, Cursor, Plan, Start

@@ -17,16 +17,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
-from typing import Any, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 import numpy as np
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.loader.cache import Cache
+from mmdata.loader.batch import Batch, Chunk
 from mmdata.loader.fetch import Fetcher
 from mmdata.loader.mixture import Weights, mixture_of
-from mmdata.loader.order import BLOCK, Shuffle
-from mmdata.loader.plan import WINDOW, Plan, Start, Step, Window
+from mmdata.loader.options import Options, Transform, check_options
+from mmdata.loader.plan import Plan, Start, Step, Window
 from mmdata.loader.sample import Drawing, Sample
 from mmdata.loader.seeds import keyed
 from mmdata.loader.source import Corpora, Lengths, Reading, sources_of
@@ -35,123 +35,7 @@ from mmdata.loader.stats import Meter, Stats
 from mmdata.storage import digest_json
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 CHUNK = 64  # samples that a thread takes at once
-
-
-class Transform(Protocol[T_co]):
-    """Turns a sample into what the training loop wants; all chance comes from `random`, keyed by (seed, epoch, sample id).
-
-    A `version` attribute, where there is one, is remembered by states.
-    """
-
-    def __call__(self, sample: Sample, random: np.random.Generator) -> T_co:
-        """Return what a batch holds in this sample's place."""
-        ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a loader does. States remember the first part; the second may change whenever a state is restored.
-
-    batch_size   rows of a step, of all ranks together; a row is one sample, or `row_tokens` tokens of several
-    row_tokens   pack samples into rows of so many tokens; needs `lengths`
-    epochs       how often each sample is drawn, of all sources or by name; null = for ever
-    shuffle      `samples`: any next to any; `blocks`: neighbours of `block` samples are read together; `none`: as they lie
-    window       draws that are planned, and packed, together
-    last         what becomes of rows that do not fill the last step: `short` gives them, `drop` leaves them out
-    captions     draw one of a sample's captions by weights of their kinds; its own text is of the kind `text`
-
-    rank, world  which of how many data-parallel ranks this is; world divides batch_size
-    threads      threads that read, decode and transform; 0 = the caller's own, when it asks for a batch
-    ahead        samples in memory ahead of the training loop
-    decode       decode images before the transform, in the thread that read them
-    bad_samples  how many samples may be damaged; they are left out of their batch and named
-    verify       compare all bytes with their xxh3
-    """
-
-    split: str = "train"
-    batch_size: int = 32
-    row_tokens: int | None = None
-    epochs: float | Mapping[str, float] | None = None
-    shuffle: Shuffle = "samples"
-    block: int = BLOCK
-    seed: int = 0
-    window: int = WINDOW
-    last: Literal["short", "drop"] = "short"
-    captions: Mapping[str, float] | None = None
-
-    rank: int = 0
-    world: int = 1
-    threads: int = 2
-    ahead: int = 512
-    decode: bool = True
-    bad_samples: int = 0
-    verify: bool = True
-    cache: Cache | None = None
-
-    def remembered(self) -> dict[str, Any]:
-        """Return what the order depends on, as plain values."""
-        names = ("split", "batch_size", "row_tokens", "shuffle", "block", "seed", "window", "last")
-        mappings = {"epochs": self.epochs, "captions": self.captions}
-        return {
-            **{name: getattr(self, name) for name in names},
-            **{name: dict(value) if isinstance(value, Mapping) else value for name, value in mappings.items()},
-        }
-
-    def epochs_of(self, name: str) -> float | None:
-        """Return how often each sample of a source is drawn."""
-        return self.epochs.get(name) if isinstance(self.epochs, Mapping) else self.epochs
-
-
-class Draw(NamedTuple):
-    """Which sample: the source's name, the epoch, the corpus's folder and the sample's index there."""
-
-    source: str
-    epoch: int
-    corpus: str
-    sample: int
-
-
-@dataclass(frozen=True)
-class Batch(Generic[T]):
-    """One rank's part of a step.
-
-    items   what became of each sample, in order, those that are bad left out
-    starts  where rows start among them, and their number last
-    bad     why samples are missing, one message each
-    """
-
-    step: int
-    items: tuple[T, ...]
-    starts: tuple[int, ...]
-    bad: tuple[str, ...]
-    _draws: "_Chunk"
-    _corpora: tuple[tuple[str, str], ...]
-
-    @property
-    def rows(self) -> list[tuple[T, ...]]:
-        """The items of each row."""
-        return [self.items[first:last] for first, last in zip(self.starts, self.starts[1:], strict=False)]
-
-    @property
-    def draws(self) -> tuple[Draw, ...]:
-        """Which samples were drawn, in order, those that are bad among them."""
-        return tuple(
-            Draw(self._corpora[corpus][0], epoch, self._corpora[corpus][1], index)
-            for corpus, index, epoch in zip(*(column.tolist() for column in self._draws), strict=True)
-        )
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-class _Chunk(NamedTuple):
-    """Draws that a thread reads at once."""
-
-    corpus_D: np.ndarray
-    index_D: np.ndarray
-    epoch_D: np.ndarray
 
 
 class _Failure(NamedTuple):
@@ -164,8 +48,8 @@ class _Failure(NamedTuple):
 class _Group:
     """The draws of neighbouring steps, read together however small a step is: chunks, and a result of each on its way."""
 
-    draws: _Chunk
-    chunks: list[_Chunk]
+    draws: Chunk
+    chunks: list[Chunk]
     results: "list[Future[list[Any]]]"
     made: list[Any] | None = None
 
@@ -223,7 +107,7 @@ class Loader(Generic[T]):
         lengths: Lengths | None = None,
     ) -> None:
         self.options = options = options or Options()
-        _check(options, lengths)
+        check_options(options, lengths)
         reading = Reading(options.split, lengths, options.epochs_of, options.seed, options.shuffle, options.block)
         self.sources = sources_of(corpora, reading)
         names = [source.name for source in self.sources]
@@ -372,7 +256,7 @@ class Loader(Generic[T]):
         if not steps:
             return False
         draws = _columns(drawn)
-        chunks = [_Chunk(*(column[at : at + CHUNK] for column in draws)) for at in range(0, num, CHUNK)]
+        chunks = [Chunk(*(column[at : at + CHUNK] for column in draws)) for at in range(0, num, CHUNK)]
         group = _Group(draws, chunks, [self._pool.submit(self._make, chunk) for chunk in chunks] if self._pool else [])
         first = 0
         for step, sizes in steps:
@@ -382,7 +266,7 @@ class Loader(Generic[T]):
         self._num_ahead += num
         return True
 
-    def _make(self, chunk: _Chunk) -> list[Any]:
+    def _make(self, chunk: Chunk) -> list[Any]:
         """Read, decode and transform some samples; what is damaged is an error in its place."""
         started = time.perf_counter()
         datas = self._fetcher.read(chunk.corpus_D, chunk.index_D)
@@ -448,7 +332,7 @@ class Loader(Generic[T]):
             ends = good[ends]
         items = tuple(cast(T, item) for item in made if not isinstance(item, RunError)) if bad else tuple(made)
         told = tuple(str(error) for error in bad)
-        draws = _Chunk(*(column[ahead.first : ahead.last] for column in ahead.group.draws))
+        draws = Chunk(*(column[ahead.first : ahead.last] for column in ahead.group.draws))
         return Batch(ahead.step.number, items, (0, *ends.tolist()), told, draws, self._known)
 
     def _past(self, planned: int) -> str:
@@ -465,7 +349,7 @@ class Loader(Generic[T]):
         return found.hexdigest()
 
 
-def _columns(drawn: list[tuple[Window, np.ndarray]]) -> _Chunk:
+def _columns(drawn: list[tuple[Window, np.ndarray]]) -> Chunk:
     """Look draws up in their windows: which corpus, which index in it, which epoch."""
     parts = []
     for _, some in groupby(drawn, key=lambda one: id(one[0])):
@@ -473,17 +357,5 @@ def _columns(drawn: list[tuple[Window, np.ndarray]]) -> _Chunk:
         window, draws_D = spans[0][0], np.concatenate([draws_D for _, draws_D in spans])
         parts.append((window.corpus_D[draws_D], window.index_D[draws_D], window.epoch_D[draws_D]))
     if len(parts) == 1:
-        return _Chunk(*parts[0])
-    return _Chunk(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _check(options: Options, lengths: Lengths | None) -> None:
-    if options.row_tokens and lengths is None:
-        raise ConfigError("rows of tokens need the length of each sample", hint="give `lengths`, such as TokenCounts")
-    if options.world < 1 or not 0 <= options.rank < options.world:
-        raise ConfigError(f"rank {options.rank} of {options.world}", hint="ranks are 0 to world - 1")
-    if options.batch_size % options.world:
-        raise ConfigError(
-            f"a step of {options.batch_size} rows cannot be shared by {options.world} ranks",
-            hint="give a `batch_size`, of all ranks together, that the number of ranks divides",
-        )
+        return Chunk(*parts[0])
+    return Chunk(*(np.concatenate(column) for column in zip(*parts, strict=True)))

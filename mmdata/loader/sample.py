@@ -18,7 +18,7 @@ from mmdata.errors import RecordError, RunError
 from mmdata.loader.seeds import keyed
 from mmdata.media import Jail, decode
 from mmdata.shards import KINDS, Corpus
-from mmdata.shards.members import TAR_BLOCK, members
+from mmdata.shards.members import TAR_BLOCK
 
 _LOCAL = threading.local()
 _JAILS: list[Jail] = []
@@ -64,10 +64,7 @@ class Sample:
     def members(self) -> dict[str, bytes]:
         """Every file of the sample by its suffix: `jpg`, `txt`, `json`, and whatever else was stored."""
         if self._members is None:
-            try:
-                self._members = dict(members(self.data))
-            except RunError as error:
-                raise RunError(f"{self.corpus.where(self.index)} {error.message}", hint=error.hint) from error
+            self._members = self.corpus.cut(self.index, self.data)
         return self._members
 
     @cached_property

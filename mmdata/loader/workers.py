@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmdata.errors import ConfigError, RunError
-from mmdata.loader.loader import Batch, Loader
+from mmdata.loader.batch import Batch
+from mmdata.loader.loader import Loader
 
 T = TypeVar("T")
 DEADLINE_S = 300.0

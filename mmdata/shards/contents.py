@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdata.errors import RunError
 from mmdata.shards.corpus import KINDS, Corpus
-from mmdata.shards.members import TAR_BLOCK, members
+from mmdata.shards.members import TAR_BLOCK
 from mmdata.shards.sealed import RESTORE
 
 SAMPLE_KINDS = ("pair", "video pair", "document", "without media")
@@ -110,7 +110,4 @@ def read_samples(corpus: Corpus, indexes: Iterable[int]) -> Iterator[tuple[int, 
 
 def _read(corpus: Corpus, index: int) -> Read:
     data = corpus.raw(index)
-    try:
-        return Read(data, dict(members(data)))
-    except RunError as error:
-        raise RunError(f"{corpus.where(index)} {error.message}", hint=error.hint) from error
+    return Read(data, corpus.cut(index, data))

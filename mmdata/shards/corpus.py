@@ -104,7 +104,10 @@ class Corpus:
 
         A text block without a file of its own (documents) lies in `json`.
         """
-        data = self.raw(index)
+        return self.cut(index, self.raw(index))
+
+    def cut(self, index: int, data: bytes) -> dict[str, bytes]:
+        """Return the members in the tar bytes of a sample by their suffix."""
         try:
             return dict(members(data))
         except RunError as error:

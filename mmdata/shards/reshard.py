@@ -23,7 +23,6 @@ from mmdata.shards.indexing import opened
 from mmdata.shards.members import TAR_BLOCK, TarDamage, Walk, split_name
 from mmdata.shards.sealed import MANIFEST, RESTORE, ShardFacts
 from mmdata.shards.subset import match, read_subset, turns
-from mmdata.shards.sums import sums_of
 from mmdata.shards.tar import TarFile
 from mmdata.shards.tar_index import TarIndex
 from mmdata.shards.units import borders
@@ -125,16 +124,15 @@ class _Copy:
 
     def _shard(self, name: str, split: str, rows: np.ndarray, copies: np.ndarray) -> tuple[ShardFacts, Pieces]:
         path, samples, blocks, before = self.scratch / name, np.zeros(len(rows), SAMPLE_DTYPE), [], 0
-        with TarFile(path) as tar:
+        with TarFile(path, hashed=True) as tar:
             for place, (row, copy) in enumerate(zip(rows.tolist(), copies.tolist(), strict=True)):
                 start = tar.offset
                 blocks.append(self._sample(tar, row, copy))
                 size = (tar.offset - start) // TAR_BLOCK
                 samples[place] = (0, len(blocks[-1]), 0, before, start // TAR_BLOCK, size, 0)
                 before += len(blocks[-1])
-        with path.open("rb") as file:
-            sha256, samples["xxh3"] = sums_of(file, samples["length"])
-        facts = ShardFacts(name=name, split=split, samples=len(rows), bytes=path.stat().st_size, sha256=sha256)
+        samples["xxh3"] = tar.xxh3
+        facts = ShardFacts(name=name, split=split, samples=len(rows), bytes=path.stat().st_size, sha256=tar.sha256)
         if not self.store.create_from(name, path):
             raise ConfigError(f"{self.store.url}/{name} exists with other bytes", hint="name an empty folder")
         path.unlink()

@@ -15,10 +15,10 @@ from mmdata.storage.opening import open_store
 from mmdata.storage.parquet_rows import ParquetRows, rows_url
 from mmdata.storage.process import host, started
 from mmdata.storage.store import Store
-from mmdata.storage.temps import TEMP_PREFIX, clear_temps, walk_temps
+from mmdata.storage.temps import TEMP_PREFIX, abandoned, clear_temps, temp_name, walk_temps
 
 __all__ = [
     "TEMP_PREFIX", "Disk", "Faults", "FaultyObjectStore", "FaultyStore", "LocalStore", "ObjectStore", "ParquetRows", "Store",
-    "clear_temps", "digest_bytes", "digest_file", "digest_json", "host", "open_store", "rows_url", "started", "sync",
-    "walk_temps",
+    "abandoned", "clear_temps", "digest_bytes", "digest_file", "digest_json", "host", "open_store", "rows_url", "started", "sync",
+    "temp_name", "walk_temps",
 ]  # fmt: skip

@@ -33,13 +33,14 @@ def clear_temps(root: Path, *, everyone: bool = False) -> int:
 
     everyone  also those of other machines, which may be at work: only for who knows that nobody is
     """
-    found = [path for path in walk_temps(root) if _abandoned(path.name, everyone)]
+    found = [path for path in walk_temps(root) if abandoned(path.name, everyone=everyone)]
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
 
 
-def _abandoned(name: str, everyone: bool) -> bool:
+def abandoned(name: str, *, everyone: bool = False) -> bool:
+    """Say whether nobody writes what has this name any more; `everyone` also counts those of other machines."""
     match = _NAME.fullmatch(name)
     if match is None:  # from before names said who
         return True

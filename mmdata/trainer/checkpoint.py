@@ -6,7 +6,6 @@ digests is passed over, with a word, for the one before. Nothing is ever unpickl
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from torch import Tensor, nn, optim
 
 from mmdata.errors import ConfigError, RunError
 from mmdata.failpoint import step
-from mmdata.storage import digest_file, sync
+from mmdata.storage import TEMP_PREFIX, abandoned, digest_file, sync, temp_name
 from mmdata.text import Tokenizer
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.model import Transformer
 
-_TEMP = ".tmp-"
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "tokenizer.json")
 
 
@@ -67,10 +65,11 @@ def save(
 ) -> Path:
     """Write a checkpoint of `state["step"]` and return its folder; RunError when it cannot be written: those before stay."""
     final = folder / f"step-{state['step']:06d}"
-    temp = folder / f"{_TEMP}{final.name}-{os.getpid()}"
+    temp = folder / temp_name()
     tensors = {"model": model.state_dict(), "ema": ema, "optim": _flat(optimizer, model)}
-    for dead in folder.glob(f"{_TEMP}*"):
-        shutil.rmtree(dead, ignore_errors=True)
+    for left in folder.glob(f"{TEMP_PREFIX}*"):
+        if abandoned(left.name):
+            shutil.rmtree(left, ignore_errors=True)
     try:
         temp.mkdir(parents=True)
         _write(temp, state, tensors, tokenizer)

@@ -24,12 +24,12 @@ from mmdata.storage import (
 )
 from mmdata.storage.faulty import LASTING, PASSING, FaultyDisk
 from tests.fire.conftest import create_at_last
+from tests.fire.mounts import mounted, needs_mounts
 from tests.fire.seeds import seeds
 
 DATA = random.Random(0).randbytes(3_000_000)
 OTHER = DATA[:-1] + b"!"
 FAILING = [kind for kind in PASSING if not kind.startswith(("create-", "read-", "replace-", "write-short"))]
-needs_mounts = pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a small tmpfs needs root on Linux")
 
 
 def whole_or_absent(store: Store, name: str) -> bool:
@@ -168,11 +168,8 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(kind: str, said: str, t
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=8", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "size=2m,nr_inodes=8") as disk:
+        yield disk
 
 
 @needs_mounts

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +15,9 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.failpoint import TRAINING_POINTS
 from mmdata.trainer import train
 from mmdata.trainer.checkpoint import latest, open_checkpoint
+from tests.bomb import Bomb
 from tests.corpus import make_corpus
+from tests.fire.mounts import mounted, needs_mounts
 from tests.test_trainer import config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,14 +78,11 @@ def test_L08_killed_at_each_step_of_a_save_the_latest_whole_one_loads(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "size=1600k") as disk:
+        yield disk
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a small tmpfs needs root on Linux")
+@needs_mounts
 @pytest.mark.fault("L09")
 def test_L09_a_full_disk_leaves_the_checkpoint_before_and_says_so(shapes: str, small_disk: Path) -> None:
     settings = config(corpus=shapes, optim={"steps": 40, "rows": 2, "micro_rows": 1, "warmup": 5, "lr": 3e-3}, checkpoint_every=1)
@@ -114,14 +111,6 @@ def test_L14_200_steps_are_bit_equal_twice_and_resumed(shapes: str, tmp_path: Pa
         assert losses(out) == whole
         assert again is not None
         assert again.state["files"] == state.state["files"]
-
-
-class Bomb:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path(self.marker).write_text, ("boom",)
 
 
 @pytest.mark.fault("L18")

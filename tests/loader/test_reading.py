@@ -16,6 +16,7 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.loader import Cache, Loader, Options, Sample, read_sample
 from mmdata.shards import Corpus, open_corpus
 from mmdata.shards.members import TAR_BLOCK
+from tests.bomb import Bomb
 from tests.fire.damage import edit_index
 from tests.loader.web import serving
 
@@ -241,20 +242,10 @@ def test_statistics_name_the_bottleneck(corpus: str) -> None:
     assert "the model is the bottleneck" in loader.stats().as_text()
 
 
-class Bomb:
-    """Leaves a marker where it is unpickled."""
-
-    def __init__(self, marker: str) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path(self.marker).write_text, ("boom",)
-
-
 @pytest.mark.fault("L18")
 def test_nothing_in_a_shard_or_a_state_is_run(tmp_path: Path, corpus: str) -> None:
     marker = tmp_path / "marker"
-    bomb = pickle.dumps(Bomb(str(marker)))
+    bomb = pickle.dumps(Bomb(marker))
     evil = _with_members(corpus, {"pyd": bomb, "pickle": bomb, "pth": bomb, "npy": bomb})
     with Loader(evil, options=ONCE) as loader:
         for batch in loader:
