@@ -11,12 +11,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from mmdata.errors import ConfigError
-from mmdata.loader.mixture import WHOLE, Mixture
+from mmdata.loader.mixture import WHOLE, Mixture, evened
 from mmdata.loader.pack import pack
 from mmdata.loader.source import Source
 
@@ -173,7 +174,7 @@ class Plan:
         draws = self._only(start) if len(self.sources) == 1 else self._mixed(start)
         source_D, number_D, place_D, tokens_D = (np.asarray(column, np.int64) for column in draws.columns)
         if self.row_tokens:
-            order_D, starts_R = pack(tokens_D, self.row_tokens)
+            order_D, starts_R = self._packed(start, draws, source_D, tokens_D)
         else:
             order_D, starts_R = np.arange(len(place_D)), np.arange(len(place_D) + 1)
         epoch_D, corpus_D, index_D = (np.zeros(len(place_D), np.int64) for _ in range(3))
@@ -189,6 +190,22 @@ class Plan:
             start, end if draws.more else None, source_D, epoch_D, corpus_D, index_D, tokens_D, order_D, starts_R, draws.entry
         )  # fmt: skip
 
+    def _packed(self, start: Start, draws: "_Draws", source_D: np.ndarray, tokens_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the draws in the order of their rows, and where rows start: in each row one set of shares is followed."""
+        owed, orders, starts = [cursor.owed for cursor in start.cursors], [np.zeros(0, np.int64)], [np.zeros(1, np.int64)]
+        for (first, shares), (last, _) in pairwise([*draws.shares, (len(tokens_D), [])]):
+            order_D, starts_R = pack(tokens_D[first:last], self.row_tokens or 0)
+            order_D += first
+            if len(self.sources) > 1:
+                gain_DS = -np.outer(tokens_D[order_D], np.asarray(shares, np.int64))
+                gain_DS[np.arange(len(order_D)), source_D[order_D]] += WHOLE * tokens_D[order_D]
+                gain_RS = np.add.reduceat(gain_DS, starts_R[:-1])
+                order_D, starts_R = _rows(order_D, starts_R, evened(gain_RS, owed))
+                owed = [debt - gain for debt, gain in zip(owed, gain_RS.sum(0).tolist(), strict=True)]
+            orders.append(order_D)
+            starts.append(starts_R[1:] + starts[-1][-1])
+        return np.concatenate(orders), np.concatenate(starts)
+
     def _only(self, start: Start) -> "_Draws":
         source, cursor = self.sources[0], start.cursors[0]
         place_D = source.draw(cursor.draws, self.window_draws)
@@ -197,7 +214,7 @@ class Plan:
         taken = Cursor(cursor.draws + num, cursor.tokens + int(tokens_D.sum()))
         columns = (np.zeros(num), np.arange(cursor.draws, taken.draws), place_D, tokens_D)
         more = num == self.window_draws and (source.most is None or taken.draws < source.most)
-        return _Draws(columns, (taken,), more, len(self.mixture.entries) - 1)
+        return _Draws(columns, (taken,), more, len(self.mixture.entries) - 1, [(0, [WHOLE])])
 
     def _mixed(self, start: Start) -> "_Draws":
         feeds = [_Feed(source, cursor.draws) for source, cursor in zip(self.sources, start.cursors, strict=True)]
@@ -206,10 +223,13 @@ class Plan:
         found: list[tuple[int, int, int, int]] = []
         alive = [feed.more for feed in feeds]
         shares = self.mixture.at(entry, alive)
+        followed = [(0, shares)]
         while len(found) < self.window_draws and any(alive):
             while planned >= self._room_before(entry + 1, start.first_row):
                 entry += 1
                 shares = self.mixture.at(entry, alive)
+            if shares is not followed[-1][1]:
+                followed.append((len(found), shares))
             chosen = max((number for number, share in enumerate(shares) if share), key=owed.__getitem__)
             number, place, length = feeds[chosen].take()
             found.append((chosen, number, place, length))
@@ -223,7 +243,7 @@ class Plan:
             Cursor(feed.number, cursor.tokens + feed.tokens, debt)
             for feed, cursor, debt in zip(feeds, start.cursors, owed, strict=True)
         )
-        return _Draws(tuple(zip(*found, strict=True)) or ((),) * 4, cursors, any(alive), entry)
+        return _Draws(tuple(zip(*found, strict=True)) or ((),) * 4, cursors, any(alive), entry, followed)
 
     def _entry_at(self, row: int) -> int:
         """Return the entry of the mixture that a window starting at a row begins with."""
@@ -236,11 +256,22 @@ class Plan:
         return (self.mixture.entries[entry][0] * self.batch_size - first_row) * (self.row_tokens or 1)
 
 
+def _rows(order_D: np.ndarray, starts_R: np.ndarray, rows_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows in another order."""
+    sizes_R = np.diff(starts_R)[rows_R]
+    ends_R = np.cumsum(sizes_R)
+    places_D = np.repeat(starts_R[:-1][rows_R] - (ends_R - sizes_R), sizes_R) + np.arange(len(order_D))
+    return order_D[places_D], np.concatenate([starts_R[:1], ends_R])
+
+
 class _Draws(NamedTuple):
+    """Draws of a window: source, number, place and tokens of each; `shares` are those followed, and from which draw on."""
+
     columns: tuple[object, ...]
     cursors: tuple[Cursor, ...]
     more: bool
     entry: int
+    shares: list[tuple[int, list[int]]]
 
 
 class _Feed:

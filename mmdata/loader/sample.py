@@ -9,12 +9,12 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmdata.errors import RecordError, RunError
+from mmdata.loader.lazy import lazy
 from mmdata.loader.seeds import keyed
 from mmdata.media import Jail, decode
 from mmdata.shards import KINDS, Corpus
@@ -67,18 +67,18 @@ class Sample:
             self._members = self.corpus.cut(self.index, self.data)
         return self._members
 
-    @cached_property
+    @lazy
     def sample_id(self) -> str:
         """The sample's id, 32 hex digits."""
         return self.corpus.sample_id(self.index)
 
-    @cached_property
+    @lazy
     def meta(self) -> dict[str, Any]:
         """What the sample's JSON says; empty without one."""
         found = json.loads(self.members.get(_JSON, b"{}"))
         return found if isinstance(found, dict) else {}
 
-    @cached_property
+    @lazy
     def blocks(self) -> tuple[Block, ...]:
         """The blocks in order; what goes wrong names the shard and the sample."""
         try:
@@ -90,14 +90,14 @@ class Sample:
                 hint="its bytes are what was written: add a stage that decodes, such as `measure`, and build the corpus anew",
             ) from error
 
-    @cached_property
+    @lazy
     def texts(self) -> list[str]:
         """The texts alone, without decoding an image."""
         if self._document is not None:
             return [str(block["text"]) for block in self._document if block["type"] == "text"]
         return [self._caption()] if "txt" in self.members else []
 
-    @cached_property
+    @lazy
     def _document(self) -> list[dict[str, Any]] | None:
         """The blocks of a document as its JSON has them. A pair has a `txt`, whatever a stranger's JSON calls blocks."""
         blocks = None if "txt" in self.members else self.meta.get("blocks")

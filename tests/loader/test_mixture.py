@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mmdata.errors import ConfigError
 from mmdata.loader import Mixture, Plan, Source, mixture_of
+from mmdata.loader.plan import Window
 from mmdata.loader.source import Part
 from mmdata.shards import Corpus
 
@@ -50,6 +51,34 @@ def test_shares_are_exact_after_any_number_of_draws(lengths: list[list[int]], da
     for number, weight in enumerate(weights):
         mine = np.cumsum(np.where(which == number, tokens, 0))
         assert np.abs(mine - total * (weight / sum(weights))).max() <= longest * len(sources) + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(lengths_lists, min_size=2, max_size=5), st.data())
+def test_shares_are_kept_after_any_packed_row(lengths: list[list[int]], data: st.DataObject) -> None:
+    sources = [source(f"s{number}", some) for number, some in enumerate(lengths)]
+    weights = [data.draw(st.floats(0.01, 1.0)) for _ in sources]
+    of = plan(sources, {s.name: w for s, w in zip(sources, weights, strict=True)})
+    first = of.window(of.first)
+    assert first.end is not None
+    tokens_RS = np.concatenate([by_row(window, len(sources)) for window in (first, of.window(first.end))])
+    away_RS = np.cumsum(tokens_RS - tokens_RS.sum(1, keepdims=True) * np.asarray(weights) / sum(weights), axis=0)
+    assert np.abs(away_RS).max() <= 100 * len(sources)  # a row has 100 tokens
+
+
+def by_row(window: Window, num_sources: int) -> np.ndarray:
+    """Return the tokens of each source in each row, (R, S)."""
+    of_source_DS = (window.source_D[:, None] == np.arange(num_sources)) * window.tokens_D[:, None]
+    return np.add.reduceat(of_source_DS[window.order_D], window.starts_R[:-1])
+
+
+def test_weights_that_change_hold_for_packed_rows_too() -> None:
+    lengths = [7, 13, 29, 41, 3]
+    weights = [(0, {"a": 0.9, "b": 0.1}), (10, {"a": 0.1, "b": 0.9})]
+    tokens_RS = by_row((of := plan([source("a", lengths), source("b", lengths)], weights)).window(of.first), 2)
+    before, after = (part.sum(0) / part.sum() for part in (tokens_RS[:40], tokens_RS[40:80]))
+    assert before[0] == pytest.approx(0.9, abs=0.04)
+    assert after[0] == pytest.approx(0.1, abs=0.04)
 
 
 def test_without_weights_each_source_has_the_share_of_its_size() -> None:
