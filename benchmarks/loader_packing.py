@@ -91,9 +91,9 @@ def synthetic(num: int) -> np.ndarray:
 
 def of_corpus(corpus: str, num: int) -> np.ndarray:
     """Return the lengths of the benchmark's pairs, drawn again and again: caption bytes and patches of 16 px."""
-    blocks = np.load(Path(corpus) / "index/blocks.npy", mmap_mode="r")
-    patches: np.ndarray = -(-blocks["height"][::2].astype(np.int64) // 16) * -(-blocks["width"][::2].astype(np.int64) // 16)
-    lengths: np.ndarray = patches + blocks["characters"][1::2]
+    samples, blocks = (np.load(Path(corpus) / f"index/{name}.npy", mmap_mode="r") for name in ("samples", "blocks"))
+    patches = -(-blocks["height"].astype(np.int64) // 16) * -(-blocks["width"].astype(np.int64) // 16)
+    lengths: np.ndarray = np.add.reduceat(patches + blocks["characters"], samples["first_block"].astype(np.int64))
     found: np.ndarray = np.random.default_rng(0).choice(lengths, num)
     return found
 

@@ -23,14 +23,22 @@ def test_packing_loses_nothing_and_overfills_nothing(lengths: list[int], pool: i
     assert all(sum(lengths[place] for place in row) <= 100 for row in rows)
 
 
-def test_packing_chooses_the_best_fit() -> None:
-    # From the longest on: 70 opens a row, 60 another; 40 fits beside 60 alone, 30 then beside 70.
-    assert rows_of([60, 70, 30, 40], 100) == [[1, 2], [0, 3]]
+def test_what_fills_a_row_is_chosen() -> None:
+    # 60 came first; of those that wait, 40 is the longest that fits. Then 70, and 30 beside it.
+    assert rows_of([60, 70, 30, 40], 100) == [[0, 3], [1, 2]]
+    # Behind 50 and 20 there is room for nothing; 45 in the place of 20 leaves less of it empty.
+    assert rows_of([50, 20, 45, 35], 100) == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize("num", [65_536, 5_000])
 def test_padding_is_below_half_a_percent(num: int) -> None:
     lengths = np.clip(keyed(0, "lengths").lognormal(6.3, 0.8, num), 8, 4096).astype(int)
+    _, starts = pack(lengths, 4096)
+    assert 1 - lengths.sum() / ((len(starts) - 1) * 4096) < 0.005
+
+
+def test_samples_of_nearly_one_size_fill_their_rows_too() -> None:
+    lengths = keyed(2).integers(200, 280, 20_000)
     _, starts = pack(lengths, 4096)
     assert 1 - lengths.sum() / ((len(starts) - 1) * 4096) < 0.005
 
