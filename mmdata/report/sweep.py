@@ -16,7 +16,7 @@ from mmdata.report.thresholds import Number, at_ranks, fitting, grid, next_stric
 from mmdata.shards.counter import Counter, Progress
 
 FRACTIONS = (0.5, 0.3, 0.2, 0.1)
-SEEN = 8  # samples shown on each side of a threshold
+SEEN = 7  # samples shown on each side of a threshold: a line of a wide page
 _TRIM = 500  # one row in so many lies beyond the first threshold of the table, and one beyond the last
 
 
