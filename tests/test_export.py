@@ -321,7 +321,7 @@ def test_the_command_takes_a_run_folder_and_says_what_it_wrote(
         return int(ended.value.code or 0), *capsys.readouterr()
 
     make_corpus(tmp_path, num=12)
-    monkeypatch.setattr("mmdata.shards.export.TICK_S", 0.0)
+    monkeypatch.setattr("mmdata.shards.counter.TICK_S", 0.0)
     code, out, err = call("parquet", str(tmp_path / "run"), str(tmp_path / "out"))
     assert (code, out.startswith("12 samples written: 4 files, 0.0 MB in ")) == (0, True)
     assert err.splitlines() == [f"{num} of 12 samples written" for num in (4, 8, 12)]
@@ -333,7 +333,7 @@ def test_the_command_takes_a_run_folder_and_says_what_it_wrote(
 
 def test_an_export_that_is_killed_leaves_no_folder_and_the_next_one_is_whole(pairs: str, tmp_path: Path) -> None:
     code = (
-        "import os, signal; from mmdata.shards import export; export.TICK_S = 0;"
+        "import os, signal; from mmdata.shards import counter, export; counter.TICK_S = 0;"
         f"export.export_corpus('parquet', {pairs!r}, {str(tmp_path / 'out')!r}, lambda *_: os.kill(os.getpid(), 9))"
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, env=os.environ)

@@ -26,6 +26,7 @@ from mmdata.cli import (
     sample,
     schema,
     status,
+    sweep,
     train,
     verify,
 )
@@ -44,6 +45,7 @@ for module in (
     status,
     explain,
     failures,
+    sweep,
     retry,
     index,
     verify,

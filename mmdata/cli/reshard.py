@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmdata.cli.options import say
+from mmdata.cli.options import say, tell
 
 
 def command(
@@ -23,6 +23,9 @@ def command(
     """Write the samples of CORPUS that SUBSET names to OUT, in CORPUS's order: DataComp's subsets, repeats included."""
     from mmdata.shards import reshard_corpus
 
-    done = reshard_corpus(corpus, subset, out, samples=samples, max_mib=max_mib, uid=uid)
+    done = reshard_corpus(
+        corpus, subset, out, samples=samples, max_mib=max_mib, uid=uid,
+        progress=lambda what, now, total: tell(f"{now:,} of {total:,} {what}"),
+    )  # fmt: skip
     say(f"{done.samples:,} samples in {done.shards:,} shards: {done.url}")
     say(f"{done.distinct - done.missing:,} of {done.distinct:,} ids found, {done.missing:,} not in the corpus")

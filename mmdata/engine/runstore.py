@@ -14,7 +14,7 @@ facts/ status.json lease/       facts that vary between runs: times, progress, w
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from mmdata.engine.state import read_parquet
 from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
+from mmdata.schema import ROW
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
@@ -145,15 +146,25 @@ class RunStore:
         found: dict[str, Any] = facts
         return found
 
-    def held(self, key: str, ident: str) -> Iterator[pa.Table]:
-        """Yield the column files of a key and partition, in the order they were added."""
+    def held(self, key: str, ident: str, columns: Collection[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the column files of a key and partition, in the order they were added.
+
+        columns  all that is read of them beside the row numbers, as far as they are there; null = all there are
+        """
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
             try:
-                yield read_parquet(self.store.read(name))
+                yield read_parquet(self.store.read(name)) if columns is None else self._narrow(name, columns)
             except (pa.ArrowInvalid, OSError) as error:
                 raise self.damaged(name, error) from error
             number += 1
+
+    def _narrow(self, name: str, columns: Collection[str]) -> pa.Table:
+        with self._arrow(name) as file:
+            parquet = pq.ParquetFile(file)
+            return parquet.read(
+                [found for found in parquet.schema_arrow.names if found == ROW or found in columns], use_threads=False
+            )
 
     def add_columns(self, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
         """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers."""

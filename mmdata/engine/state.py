@@ -22,9 +22,9 @@ CHILD_BITS = 20  # a child's row number is its parent's, shifted by this, plus i
 NOBODY = -1
 
 
-def read_parquet(data: bytes) -> pa.Table:
+def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends."""
-    return pq.read_table(pa.BufferReader(data), use_threads=False, pre_buffer=False)
+    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
 
 
 @dataclass

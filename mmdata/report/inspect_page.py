@@ -50,13 +50,13 @@ def _pictures(pictures: list[Picture]) -> str:
     with Jail() as jail:
         for picture in pictures:
             try:
-                cards.append(Card(_thumbnail(jail.decode(picture.data)), _cut(picture.text)))
+                cards.append(Card(thumbnail(jail.decode(picture.data)), cut(picture.text)))
             except RecordError as error:
-                failed.append([f"not decoded: {error.message}", _cut(picture.text)])
+                failed.append([f"not decoded: {error.message}", cut(picture.text)])
     return cards_html(cards) + _table(("", "text"), failed)
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
+def thumbnail(image: np.ndarray) -> np.ndarray:
     """Return a small copy, so that one picture at a time is held whole."""
     picture = Image.fromarray(image)
     picture.thumbnail((THUMB, THUMB))
@@ -86,6 +86,7 @@ def _lines(lines: Sequence[str]) -> str:
     return "".join(f"<p dir=auto>{escape(line)}</p>" for line in lines)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return a stranger's text for a page: one line, not long, in the direction it has."""
     flat = " ".join(_UNSEEN.sub(" ", text).split())
     return flat if len(flat) <= MAX_CAPTION else flat[: MAX_CAPTION - 1] + "…"

@@ -19,17 +19,35 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 .kept .bar{background:#4a8} .cards{display:flex;flex-wrap:wrap;gap:.8em} .card{width:150px;font-size:12px;color:#555}
 .card img{width:150px;height:150px;object-fit:contain;background:#f4f4f4;display:block} img.sheet{max-width:100%}
 .card{overflow-wrap:anywhere} .spread{width:350px;font-size:12px;color:#555} .spread rect{fill:#c96} td{overflow-wrap:anywhere}
+.lines{width:350px;font-size:12px} .lines polyline{fill:none;stroke-width:1.5}
+.key{display:inline-block;margin-right:1em;overflow-wrap:anywhere}
+.wide{overflow-x:auto} .wide td,.wide th{white-space:nowrap}
+.wide td+td,.wide th+th{text-align:right;font-variant-numeric:tabular-nums}
+h1,h2,p{overflow-wrap:anywhere} .card .none{height:150px;background:#f4f4f4;text-align:center;line-height:150px;color:#999}
 """
 # Nothing is loaded and nothing runs, whatever a text from the data would get past the escaping.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+_COLORS = ("#c63", "#247", "#4a8", "#a4a", "#b90", "#59c", "#933", "#686", "#c7a", "#555")
+_DASHES = ("", "6 3", "2 3", "8 2 2 2")
+
+
 @dataclass(frozen=True)
 class Card:
-    """A picture with a line of text."""
+    """A picture with a line of text; without one it says what there is instead."""
 
-    image: np.ndarray
+    image: np.ndarray | None
     text: str
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart: its name, and its points, (x, y) from 0 to 1 each."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Section:
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write the page."""
     body = "".join(f"<h2>{escape(section.title)}</h2>{section.html}" for section in sections)
-    policy = f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
+    policy = f'<meta http-equiv=Content-Security-Policy content="{_POLICY}"><meta name=viewport content="width=device-width">'
     head = f"<!doctype html><html lang=en><meta charset=utf-8>{policy}<title>{escape(title)}</title><style>{_STYLE}</style>"
     # A text out of JSON may hold half a character, which UTF-8 cannot write.
     path.write_bytes(f"{head}<h1>{escape(title)}</h1>{body}</html>\n".encode(errors="replace"))
@@ -65,9 +83,13 @@ def funnel_html(funnel: dict[str, object], by_stage: Sequence[tuple[str, str, in
 
 def cards_html(cards: Sequence[Card]) -> str:
     """Return pictures in a row, each with its text."""
-    return row_html(
-        [f"<div class=card dir=auto><img alt='' src='{data_url(card.image)}'>{escape(card.text)}</div>" for card in cards]
-    )
+    return row_html([f"<div class=card dir=auto>{_picture(card)}{escape(card.text)}</div>" for card in cards])
+
+
+def _picture(card: Card) -> str:
+    if card.image is None:
+        return f"<div class=none>{escape(card.instead)}</div>"
+    return f"<img alt='' src='{data_url(card.image)}'>"
 
 
 def row_html(parts: Sequence[str]) -> str:
@@ -143,6 +165,41 @@ def histogram_html(label: str, counts: Sequence[int], ends: tuple[str, str], not
         f"<path stroke='#999' fill=none d='M0 {base - 12.5} H{width}'/><text x=0 y={base} font-size=11>{left}</text>"
         f"<text x={width} y={base} font-size=11 text-anchor=end>{right}</text></svg><br>{escape(foot)}</div>"
     )
+
+
+def lines_html(label: str, lines: Sequence[Line], ticks: Sequence[tuple[float, str]], marks: Sequence[float]) -> str:
+    """Return lines of shares as an inline SVG, with what each is beneath.
+
+    ticks  places of words below the chart, and the words     marks  places of lines that stand upright
+    """
+    width, height, left, top, base = 350, 230, 34, 22, 208
+    across, tall = width - left - 8, base - top
+    shapes = ""
+    for place in marks:
+        shapes += f"<path stroke='#bbb' stroke-dasharray='2 2' d='M{left + across * place:.1f} {top} V{base}'/>"
+    for place, word in ticks:
+        anchor = "start" if place < 0.1 else "end" if place > 0.9 else "middle"
+        shapes += f"<text x={left + across * place:.1f} y={base + 14} font-size=11 text-anchor={anchor}>{escape(word)}</text>"
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = base - tall * share
+        shapes += f"<path stroke='#e4e4e4' d='M{left} {y:.1f} H{width - 8}'/>"
+        shapes += f"<text x={left - 3} y={y + 4:.1f} font-size=11 text-anchor=end>{share:.0%}</text>"
+    keys = ""
+    for number, line in enumerate(lines):
+        stroke = f"stroke='{_COLORS[number % len(_COLORS)]}' stroke-dasharray='{_DASHES[number // len(_COLORS) % len(_DASHES)]}'"
+        points = " ".join(f"{left + across * x:.1f},{base - tall * y:.1f}" for x, y in line.points)
+        shapes += f"<polyline {stroke} points='{points}'><title>{escape(line.name)}</title></polyline>"
+        key = f"<svg width=22 height=8><path stroke-width=2 {stroke} d='M0 4 H22'/></svg>"
+        keys += f"<span class=key dir=auto>{key} {escape(line.name)}</span>"
+    return (
+        f"<div class=lines><svg width={width} height={height} role=img><text x=0 y=12 font-size=13>{escape(label)}</text>"
+        f"{shapes}</svg><br>{keys}</div>"
+    )
+
+
+def wide_html(html: str) -> str:
+    """Return a table, HTML that is already safe, that scrolls by itself where it is wider than the page; numbers stand right."""
+    return f"<div class=wide>{html}</div>"
 
 
 def data_url(image: np.ndarray) -> str:

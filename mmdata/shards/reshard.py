@@ -8,8 +8,9 @@ same corpus and subset give the same bytes. What is held is the ids and one samp
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from mmdata.errors import ConfigError, RunError
 from mmdata.shards.corpus import ID_DTYPE, SAMPLE_DTYPE, Corpus, open_corpus
+from mmdata.shards.counter import Counter
 from mmdata.shards.index_files import IndexFiles, Pieces
 from mmdata.shards.indexing import opened
 from mmdata.shards.members import TAR_BLOCK, TarDamage, Walk, split_name
@@ -29,6 +31,8 @@ from mmdata.shards.units import borders
 from mmdata.storage import Store, digest_file, digest_json, open_store
 
 SAMPLES, MAX_MIB = 10_000, 1024  # as the sink of a plan
+
+Said = Callable[[str, int, int], None]
 
 _PLAIN = re.compile(r"[!-^`-~][!-~]{0,49}")  # a key has 45 characters at most, a name 100
 _UID = re.compile(r"[0-9a-fA-F]{32}")
@@ -45,8 +49,15 @@ class Resharded(NamedTuple):
     digest: str
 
 
-def reshard_corpus(
-    url: str, subset: Path, out: str, *, samples: int = SAMPLES, max_mib: int = MAX_MIB, uid: bool = False
+def reshard_corpus(  # noqa: PLR0913 - what is written is three things, how large it is cut two
+    url: str,
+    subset: Path,
+    out: str,
+    *,
+    samples: int = SAMPLES,
+    max_mib: int = MAX_MIB,
+    uid: bool = False,
+    progress: Said | None = None,
 ) -> Resharded:
     """Write the samples of a corpus that a subset names to a corpus of their own.
 
@@ -55,6 +66,7 @@ def reshard_corpus(
     out        folder without a corpus; shards that a killed call has left there are met again
     samples    samples of a shard, at most        max_mib   size of a shard, at most, unless one sample is larger
     uid        match the `uid` in each sample's json, not the corpus's own ids; the new corpus then has these
+    progress   called every 5 s with what is counted, how many are done and how many there are
 
     Raises ConfigError when nothing is to be written, RunError for a sample that is damaged, by shard, sample and byte.
     """
@@ -62,7 +74,7 @@ def reshard_corpus(
     if store.exists(MANIFEST):
         raise ConfigError(f"{out}: there is a corpus here already", hint="name a folder that is empty or not there")
     asked = read_subset(subset)
-    ids = uids(corpus) if uid else corpus.sample_ids
+    ids = uids(corpus, _counter("uids read", corpus.manifest.samples, progress)) if uid else corpus.sample_ids
     matched = match(ids, asked)
     if not matched.copies.any():
         hint = "is it another pool's?" if uid else "DataComp's ids lie in each sample's json: `--uid` reads them"
@@ -73,7 +85,7 @@ def reshard_corpus(
         "ids": len(asked), "distinct": matched.distinct, "missing": matched.missing,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="mmdata-") as folder:
-        copy = _Copy(corpus, store, Path(folder), ids)
+        copy = _Copy(corpus, store, Path(folder), ids, _counter("samples written", len(rows), progress))
         files = IndexFiles(Path(folder), corpus.splits)
         for facts, pieces in copy.shards(rows, _units(corpus, rows, samples, max_mib)):
             files.add(facts, pieces)
@@ -81,7 +93,7 @@ def reshard_corpus(
     return Resharded(store.url, len(files.shards), len(rows), matched.distinct, matched.missing, open_corpus(out).digest)
 
 
-def uids(corpus: Corpus) -> np.ndarray:
+def uids(corpus: Corpus, counter: Counter) -> np.ndarray:
     """Return the `uid` in the json of each sample, (N,) u8,u8; only headers and these members are read."""
     found = bytearray()
     for facts in corpus.manifest.shards:
@@ -100,6 +112,7 @@ def uids(corpus: Corpus) -> np.ndarray:
                         hint="without `--uid` the corpus's own ids are matched",
                     )
                 found += uid
+                counter.add()
     return np.frombuffer(found, ">u8,>u8").astype(ID_DTYPE)
 
 
@@ -111,6 +124,7 @@ class _Copy:
     store: Store
     scratch: Path
     ids: np.ndarray
+    counter: Counter
     _row: int | None = None
     _members: dict[str, bytes] = field(default_factory=dict)
     _homes: list[str] = field(default_factory=list)
@@ -131,6 +145,7 @@ class _Copy:
                 size = (tar.offset - start) // TAR_BLOCK
                 samples[place] = (0, len(blocks[-1]), 0, before, start // TAR_BLOCK, size, 0)
                 before += len(blocks[-1])
+                self.counter.add()
         samples["xxh3"] = tar.xxh3
         facts = ShardFacts(name=name, split=split, samples=len(rows), bytes=path.stat().st_size, sha256=tar.sha256)
         if not self.store.create_from(name, path):
@@ -194,6 +209,10 @@ def _uid(data: bytes) -> bytes | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return bytes.fromhex(uid) if isinstance(uid, str) and _UID.fullmatch(uid) else None
+
+
+def _counter(what: str, total: int, progress: Said | None) -> Counter:
+    return Counter(total, None if progress is None else partial(progress, what))
 
 
 def _facts(corpus: Corpus, origin: dict[str, object]) -> dict[str, object]:

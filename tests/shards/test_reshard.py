@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mmdata.cli.main import main
 from mmdata.errors import ConfigError, RunError
-from mmdata.shards import KINDS, Corpus, index_folder, open_corpus, reshard_corpus, verify
+from mmdata.shards import KINDS, Corpus, counter, index_folder, open_corpus, reshard_corpus, verify
 from mmdata.shards.corpus import ID_DTYPE
 from mmdata.shards.subset import match, turns
 from tests.corpus import make_corpus
@@ -233,6 +233,7 @@ def test_matching_counts_what_a_counter_counts(ids: list[tuple[int, int]], subse
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter, "TICK_S", 0.0)
     write_tar(tmp_path / "0.tar", pairs(3))
     index_folder(str(tmp_path))
     subset, out = save(tmp_path / "s.npy", [(0, 2), (0, 2), (7, 7)]), tmp_path / "out"
@@ -240,5 +241,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     with pytest.raises(SystemExit) as exit_:
         main()
     assert not exit_.value.code
-    assert capsys.readouterr().out == f"2 samples in 2 shards: {out}\n1 of 2 ids found, 1 not in the corpus\n"
+    captured = capsys.readouterr()
+    assert captured.err == "".join(
+        f"{now} of {total} {what}\n" for what, total in (("uids read", 3), ("samples written", 2)) for now in range(1, total + 1)
+    )
+    assert captured.out == f"2 samples in 2 shards: {out}\n1 of 2 ids found, 1 not in the corpus\n"
     assert json.loads((out / "sizes.json").read_bytes()) == {"train-00000.tar": 1, "train-00001.tar": 1}

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from mmdata.errors import ConfigError, did_you_mean
 from mmdata.shards.corpus import Corpus, open_corpus
+from mmdata.shards.counter import Counter, Progress
 from mmdata.shards.export.place import finished_folder
 
 # By name, which is also the extra's: the package that writes it.
 FORMATS = {"energon": "megatron.energon", "mds": "streaming", "litdata": "litdata", "parquet": "pyarrow.parquet"}
-TICK_S = 5.0
 ABOUT = "mmdata.json"
-Progress = Callable[[int, int], None]
 
 __all__ = ["FORMATS", "Exported", "export_corpus"]
 
@@ -53,21 +52,6 @@ def export_corpus(form: str, url: str, out: str, progress: Progress | None = Non
         write(corpus, folder, Counter(num, progress))
     sizes = [path.stat().st_size for path in Path(out).rglob("*") if path.is_file()]
     return Exported(num, len(sizes), sum(sizes), time.monotonic() - started)
-
-
-class Counter:
-    """Counts the samples written, and tells it every few seconds."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self._progress = 0, total, progress
-        self._next = time.monotonic() + TICK_S
-
-    def add(self, num: int = 1) -> None:
-        """Note that more samples were written."""
-        self.done += num
-        if self._progress is not None and time.monotonic() >= self._next:
-            self._next = time.monotonic() + TICK_S
-            self._progress(self.done, self.total)
 
 
 def _writer(form: str) -> Callable[[Corpus, Path, Counter], None]:

@@ -21,7 +21,7 @@ import yaml
 from mmdata.errors import RunError
 from mmdata.shards.contents import PAIR, choose_samples, kinds_of, read_samples
 from mmdata.shards.corpus import SUFFIXES, Corpus
-from mmdata.shards.export import Counter
+from mmdata.shards.counter import Counter
 from mmdata.shards.sealed import RESTORE, ShardFacts
 from mmdata.storage import LocalStore
 from mmdata.storage.store import COPY_BYTES

@@ -7,7 +7,7 @@ writer that `litdata.optimize` hands its items to, without its worker processes:
 from pathlib import Path
 
 from mmdata.shards.corpus import Corpus
-from mmdata.shards.export import Counter
+from mmdata.shards.counter import Counter
 from mmdata.shards.export.records import Shape, flat, read_records, splits_of
 
 CHUNK_BYTES = 64 << 20

@@ -6,7 +6,7 @@ Read it with `StreamingDataset(local=OUT, split="train")`; `json` and `blocks` a
 from pathlib import Path
 
 from mmdata.shards.corpus import Corpus
-from mmdata.shards.export import Counter
+from mmdata.shards.counter import Counter
 from mmdata.shards.export.records import Shape, flat, read_records, splits_of
 
 SHARD_BYTES = 64 << 20

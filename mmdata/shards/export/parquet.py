@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from mmdata.errors import RunError
 from mmdata.shards.contents import VIDEO_PAIR, choose_samples, kinds_of
 from mmdata.shards.corpus import KINDS, Corpus
-from mmdata.shards.export import Counter
+from mmdata.shards.counter import Counter
 from mmdata.shards.export.records import Media, Record, Shape, read_records
 from mmdata.shards.sealed import ShardFacts
 
