@@ -23,7 +23,7 @@ from mmdata.shards.members import TAR_BLOCK
 _LOCAL = threading.local()
 _JAILS: list[Jail] = []
 _JSON = "json"
-_PLACE = ["kind", "position", "offset", "size", "height", "width"]
+_PLACE = ["kind", "position", "offset", "size"]
 _TXT, _NAME = b".txt\0", 100  # how the name of a caption's file ends, in the first bytes of its header
 
 
@@ -104,7 +104,7 @@ class Sample:
         known = isinstance(blocks, list) and all(isinstance(block, dict) and "type" in block for block in blocks)
         return blocks if known else None
 
-    def _block(self, number: int, position: int, offset: int, size: int, *sides: int) -> Block:
+    def _block(self, number: int, position: int, offset: int, size: int) -> Block:
         kind = KINDS[number]
         if kind == "text":
             # Nothing else has to be read for the caption of a pair: this runs once a sample.
@@ -116,9 +116,7 @@ class Sample:
         data = self.data[offset : offset + size]
         if kind == "video":
             return Block(kind, None, None, data)
-        if not self.corpus.trusted:
-            return Block(kind, None, _decode_foreign(data))
-        return Block(kind, None, decode(data, trusted=True, num_bytes=3 * sides[0] * sides[1]))
+        return Block(kind, None, decode(data, trusted=True) if self.corpus.trusted else _decode_foreign(data))
 
     def _caption(self) -> str:
         """Return the sample's text; with weights by kind, one of all its captions, drawn by the sample's own key."""

@@ -7,18 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmdata.media.buffers import lend
     from mmdata.media.faces import blur
     from mmdata.media.image import Transcoded, decode, transcode
     from mmdata.media.jail import Jail
     from mmdata.media.resize import Resize
 
 _HOMES = {
-    "Jail": "jail", "Resize": "resize", "Transcoded": "image", "blur": "faces", "decode": "image", "lend": "buffers",
-    "transcode": "image",
+    "Jail": "jail", "Resize": "resize", "Transcoded": "image", "blur": "faces", "decode": "image", "transcode": "image",
 }  # fmt: skip
 
-__all__ = ["Jail", "Resize", "Transcoded", "blur", "decode", "lend", "transcode"]
+__all__ = ["Jail", "Resize", "Transcoded", "blur", "decode", "transcode"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,6 @@ OpenCV writes it, since turbojpeg's own interface uses a coarser transform below
 """
 
 import io
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -15,7 +14,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from mmdata.media.buffers import lend
 from mmdata.media.faces import Boxes, blur
 from mmdata.media.opening import FORMATS, Opened, open_image, raise_outcome
 from mmdata.media.scale import Target, check_asked, framed, resample, target
@@ -67,29 +65,19 @@ def transcode(data: bytes, resize: "Resize", boxes: Boxes = ()) -> Transcoded:
     return Transcoded(_encode(upright, resize, colour), width, height, *opened.upright, opened.kind, opened.exif())
 
 
-def decode(data: bytes, *, trusted: bool = False, num_bytes: int = 0) -> np.ndarray:
+def decode(data: bytes, *, trusted: bool = False) -> np.ndarray:
     """Return upright RGB pixels, (H, W, 3) uint8; raise RecordError with the row's outcome.
 
-    trusted    the bytes were encoded by us: upright sRGB of an allowed size, so that nothing needs to be looked up first
-    num_bytes  what the pixels are thought to take; memory that served before is then used for trusted ones
+    trusted  the bytes were encoded by us: upright sRGB of an allowed size, so that nothing needs to be looked up first
     """
     if trusted and data.startswith(_JPEG_MAGIC):
         try:
-            return _quick(data, num_bytes)
+            made: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
         except (OSError, ValueError) as error:
             raise_outcome(error)
+        return made
     opened = open_image(data)
     return np.ascontiguousarray(_turned(opened.pixels(opened.size, 1.0), opened.orientation))
-
-
-def _quick(data: bytes, num_bytes: int) -> np.ndarray:
-    made: np.ndarray
-    if num_bytes:
-        with suppress(ValueError):  # it takes more than was thought, or is damaged: then the next line says so
-            made = simplejpeg.decode_jpeg(data, "RGB", buffer=lend(num_bytes))
-            return made
-    made = simplejpeg.decode_jpeg(data, "RGB")
-    return made
 
 
 def _resized(opened: Opened, made: Target, resize: "Resize") -> np.ndarray:
