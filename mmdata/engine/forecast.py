@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 
 from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
 from mmdata.engine.keys import SOURCE, keys_of
+from mmdata.engine.passes import passes_of, verdicts_of
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.task import Job
 from mmdata.engine.view import PartitionView, source_rows
-from mmdata.engine.worker import verdicts_for
 from mmdata.plan import Step
 from mmdata.schema import OUTCOME, ROW
-from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Split, WorkerContext
+from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Judge, Split, WorkerContext
 
 READ_AHEAD = 64  # so many new partitions are read to count their rows; more would cost what a dry run must not
 
@@ -47,13 +47,13 @@ class StepForecast:
 
     kept      rows that it needs and that are held    computed  rows that it needs and that are not
     passes    what becomes of the results of a step that looks at all rows at once; `perhaps`: they are made anew unless
-              they are there for rows that come out just like these
+              they are there for rows that come out just like these; `each`: it has none, and is asked of each row
     """
 
     stage: str
     kept: Span = Span()
     computed: Span = Span()
-    passes: Literal["kept", "anew", "perhaps"] | None = None
+    passes: Literal["kept", "anew", "perhaps", "each"] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def _say_passes(look: Scheduler, steps: list[StepForecast], sunk: bool) -> None:
         if not sink and not isinstance(plan.steps[place].stage, GlobalFilter):
             continue
         reached = any(task.kind == "pass" and task.step == place for task in look.missing)
-        if place in look.verdicts or (sink and sunk):
+        if not sink and isinstance(passes_of(plan, place)[0], Judge):
+            step.passes = "each"
+        elif place in look.verdicts or (sink and sunk):
             step.passes = "kept"
         elif reached or any(before.computed.least for before in steps[:place]) or (sink and not seen):
             step.passes = "anew"
@@ -126,14 +128,14 @@ class _Walk:
     def read(self, *, may: bool) -> bool:
         """Take the partition's rows from where they are held, or else, if that is allowed, from the source."""
         held = self.view.held(SOURCE)
-        fresh = not held.tables
+        fresh = not held.pieces
         if fresh and not may:
             self.unknown = True
             return False
         if fresh:
             held.add(source_rows(self.view.plan, self.view.partition))
-        self.state = State.start(0, held.tables[0].column(ROW).to_numpy(), [])
-        settle(self.view, self.state, None, outcome_verdicts(held.tables[0]), whole=False)
+        self.state = State.start(0, held.pieces[0].rows, [])
+        settle(self.view, self.state, None, outcome_verdicts(held.pieces[0].table([ROW, OUTCOME])), whole=False)
         return fresh
 
     def segment(self, steps: Sequence[Step]) -> Iterator[tuple[Step, Span, Span]]:
@@ -172,13 +174,7 @@ class _Walk:
 
     def _ask(self, step: Step, rows: np.ndarray) -> np.ndarray:
         """Put rows to a Filter that is cheap, where all that it reads is there; return those that have no answer."""
-        if not isinstance(step.stage, Filter) or not step.stage.cheap:
-            return rows
-        ready = rows
-        for home in set(step.sources.values()):
-            ancestors = ready >> (CHILD_BITS * (step.space - self.view.home_space(home)))
-            ready = ready[~np.isin(ancestors, self.view.held(home).missing(np.unique(ancestors)))]
-        if not len(ready):
+        if not isinstance(step.stage, Filter) or not step.stage.cheap or not len(ready := self._ready(step, rows)):
             return rows
         answer = step.stage.open(WorkerContext(self.view.run.store))(Batch(self.view.batch_columns(step, ready)))
         columns = [answer.column("reason"), answer.column("value")]
@@ -186,6 +182,13 @@ class _Walk:
         held = self.view.held(step.index)
         held.add(pa.table([ready, *columns, pa.nulls(len(ready), pa.string())], schema=held.empty.schema))
         return np.setdiff1d(rows, ready)
+
+    def _ready(self, step: Step, rows: np.ndarray) -> np.ndarray:
+        """Return those of the rows of which all is there that a step reads."""
+        for home in set(step.sources.values()):
+            ancestors = rows >> (CHILD_BITS * (step.space - self.view.home_space(home)))
+            rows = rows[~np.isin(ancestors, self.view.held(home).missing(np.unique(ancestors)))]
+        return rows
 
     def _settle(self, step: Step, rows: np.ndarray) -> None:
         """Settle the fates of rows whose columns are there.
@@ -203,11 +206,12 @@ class _Walk:
         return verdicts.filter(verdicts.column("reason").is_valid())
 
     def _global(self, step: Step) -> None:
-        if step.index in self.verdicts:
-            verdicts = verdicts_for(self.view.run, self.verdicts[step.index], self.view.partition.number)
+        alive = self.state.alive
+        if step.index in self.verdicts and len(self._ready(step, alive)) == len(alive):
+            verdicts = verdicts_of(self.view, step, self.verdicts[step.index], self.state)
             settle(self.view, self.state, step, verdicts, whole=False)
         else:
-            self._doubt(self.state.alive)
+            self._doubt(alive)
 
     def _split(self, step: Step) -> tuple[Span, Span]:
         parents, children = self.state.alive, children_held(self.view.held(step.index))

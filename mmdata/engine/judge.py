@@ -3,9 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
+from mmdata.engine.held import Held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.state import State
-from mmdata.engine.view import Held, PartitionView
+from mmdata.engine.view import PartitionView
 from mmdata.plan import Step
 from mmdata.schema import OUTCOME, ROW, VERDICT_FIELDS
 from mmdata.stages.verbs import Filter
@@ -30,6 +31,7 @@ def settle_held(view: PartitionView, state: State, step: Step, rows: np.ndarray)
     if drops(step):
         assert isinstance(step.stage, Filter)
         table = held.take(rows, [ROW, "reason", "value"])
+        table = table.filter(table.column("reason").is_valid())
         verdicts = verdict_table(table.column(ROW), table.column("reason"), table.column("value"))
         settle(view, state, step, verdicts, whole=step.stage.scope == "sample")
     settle(view, state, step, outcome_verdicts(held.take(rows, [ROW, OUTCOME])), whole=False)
@@ -43,13 +45,14 @@ def verdict_table(rows: pa.ChunkedArray, reason: pa.ChunkedArray, value: pa.Chun
 
 
 def outcome_verdicts(table: pa.Table) -> pa.Table:
-    """Return the outcomes of rows as verdicts."""
+    """Return the outcomes of those rows that have one as verdicts."""
+    table = table.filter(table.column(OUTCOME).is_valid())
     return verdict_table(table.column(ROW), table.column(OUTCOME))
 
 
 def children_held(held: Held) -> np.ndarray:
     """Return the numbers of all children that a Split has made, sorted."""
-    return np.sort(np.concatenate([table.column(ROW).to_numpy() for table in held.tables] or [np.zeros(0, np.int64)]))
+    return np.sort(np.concatenate([piece.rows for piece in held.pieces] or [np.zeros(0, np.int64)]))
 
 
 def _stage_number(index: int) -> int:

@@ -50,11 +50,11 @@ class Ledger:
 
 def account(state: State) -> dict[str, Any]:
     """Count the fates of a partition and assert the law."""
-    spaces = Counter(state.table().column("space").to_pylist())
+    spaces = state.spaces()
     by_stage: list[tuple[int, str, int]] = [(stage, reason, num) for (stage, reason), num in state.counts().items()]
     counts = {
-        "rows_in": spaces[0],
-        "made_by_splits": sum(spaces.values()) - spaces[0],
+        "rows_in": spaces.get(0, 0),
+        "made_by_splits": sum(spaces.values()) - spaces.get(0, 0),
         "kept": len(state.alive),
         "dropped": _sum((reason, num) for _, reason, num in by_stage if reason != SPLIT),
         "split": sum(num for _, reason, num in by_stage if reason == SPLIT),

@@ -1,6 +1,7 @@
 """Passes of GlobalFilters and Sinks as ordinary tasks.
 
-A pass writes `passes/KEY/i/UNIT.arrow` once; that file is its commit. A Scatter's file holds one batch a bucket, so a
+A pass writes `passes/KEY/i/UNIT.arrow` once; that file is its commit. The value of a Fold is `passes/KEY/value.arrow`, that
+of a Round `passes/KEY/value.i.arrow`. A Scatter's file holds one batch a bucket, so a
 reader takes its bucket from every file without reading the rest. A Sort's files are Scatter's with other references to media,
 and lie with the media in a folder that says how they were sorted, `passes/KEY/media-MIB/`; an Emit reads one or the other.
 """
@@ -17,15 +18,17 @@ from mmdata.engine.runstore import MEDIA, Generation, Partition, RunStore
 from mmdata.engine.state import NOBODY, State
 from mmdata.engine.task import Task
 from mmdata.engine.view import PartitionView
-from mmdata.errors import PartitionError
+from mmdata.errors import PartitionError, RunError
 from mmdata.failpoint import step
-from mmdata.plan import Plan
-from mmdata.schema import PARTITION
+from mmdata.plan import Plan, Step
+from mmdata.schema import PARTITION, VERDICT_FIELDS
 from mmdata.shards.sorting import SortPlace
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Pass, Scatter, Sort, SourceSlice
+from mmdata.stages.verbs import Emit, Fold, Gather, GlobalFilter, Judge, Pass, Round, Scatter, Sort, SourceSlice
 
 MAX_BUCKETS = 64
+MAX_PART_BYTES, MAX_VALUE_BYTES = 1 << 20, 64 << 20  # of a Round
+_ADDED = 64  # parts of a Round are added up so many at a time
 NOTHING = Partition(0, "nothing", 0, SourceSlice("", "", 0, 0))  # stands in for the partitions of an empty source
 
 
@@ -47,6 +50,13 @@ def passes_of(plan: Plan, step: int) -> tuple[Pass, ...]:
     return stage.passes() if isinstance(stage, GlobalFilter) else ()
 
 
+def num_expected(generation: Generation, step: int) -> int:
+    """Return how many tasks the passes of a step have, as far as that is known before they run."""
+    num = len(generation.partitions)
+    units = {Scatter: num_scattered(generation), Gather: num_buckets(num), Fold: num_buckets(num)}
+    return sum(units.get(type(this), 0) for this in passes_of(generation.plan, step))
+
+
 def folder_of(passes: tuple[Pass, ...], index: int) -> str:
     """Return where a pass writes, below its step's key; a Sort that is left out moves no other."""
     this = passes[index]
@@ -61,6 +71,66 @@ def num_sorted(this: Sort, value: pa.Table, run: RunStore, generation: Generatio
     return -(-num // this.group(value, num)) if this.wanted(value, run.store) else 0
 
 
+def value_name(key: str, index: int) -> str:
+    """Return where the value of a Round lies, the pass of that index."""
+    return f"{key}/value.{index}"
+
+
+def value_before(passes: tuple[Pass, ...], index: int, key: str, run: RunStore) -> pa.Table | None:
+    """Return the value of the Round before a pass, if there is one."""
+    before = index > 0 and isinstance(passes[index - 1], Round)
+    return run.read_pass(value_name(key, index - 1)) if before else None
+
+
+def left_out(passes: tuple[Pass, ...], index: int, key: str, run: RunStore) -> bool:
+    """Say whether a Round has nothing to find out."""
+    this = passes[index]
+    value = value_before(passes, index, key, run)
+    return isinstance(this, Round) and value is not None and this.done(value)
+
+
+def close_round(passes: tuple[Pass, ...], index: int, key: str, run: RunStore, num_parts: int) -> None:
+    """Add up the parts of a Round, a few in memory at a time, and write its value."""
+    this, value = passes[index], value_before(passes, index, key, run)
+    assert isinstance(this, Round)
+    if value is None or not this.done(value):
+        total: list[pa.Table] = []
+        for first in range(0, num_parts, _ADDED):
+            parts = (run.read_pass(f"{key}/{index}/{unit}") for unit in range(first, min(first + _ADDED, num_parts)))
+            total = [this.add([*total, *parts])]
+            _limit(total[0], MAX_VALUE_BYTES, "all partitions")
+        value = this.close(total[0], value)
+    run.write_pass(value_name(key, index), [value])
+
+
+def verdicts_of(view: PartitionView, step: Step, name: str, state: State) -> pa.Table:
+    """Return the verdicts that a GlobalFilter gives to the rows of a partition, whose fates so far are `state`.
+
+    name  what the scheduler says of them: KEY/PASS/BUCKETS, or KEY/PASS where a Judge is to be asked
+    """
+    assert isinstance(step.stage, GlobalFilter)
+    passes = step.stage.passes()
+    last = passes[-1]
+    if not isinstance(last, Judge):
+        return verdicts_for(view.run, name, view.partition.number)
+    key = name.rpartition("/")[0]
+    verdicts = last.work(considered(view, step, state), value_before(passes, len(passes) - 1, key, view.run))
+    return verdicts.select([field.name for field in VERDICT_FIELDS]).cast(pa.schema(VERDICT_FIELDS))
+
+
+def verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
+    """Return the verdicts on the rows of one partition from the files of all buckets."""
+    folder, _, num_buckets = name.rpartition("/")
+    return pa.concat_tables([_of_partition(run.read_pass(f"{folder}/{bucket}"), number) for bucket in range(int(num_buckets))])
+
+
+def _of_partition(table: pa.Table, number: int) -> pa.Table:
+    """Return the rows of a partition of a table sorted by them, without reading the others where the file is mapped."""
+    numbers = table.column(PARTITION).to_numpy()
+    first, stop = np.searchsorted(numbers, [number, number + 1])
+    return table.slice(int(first), int(stop - first)).drop_columns([PARTITION])
+
+
 def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, str], scratch: Path) -> dict[str, Any]:
     """Run one unit of one pass; return what is recorded of it."""
     passes = passes_of(generation.plan, task.step)
@@ -73,34 +143,55 @@ def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, 
         if isinstance(this, Scatter):
             rows = _considered(task, generation, run, keys)
             run.write_pass(name, _scatter(this, rows, buckets))
+        elif isinstance(this, Round):
+            rows = _considered(task, generation, run, keys)
+            part = this.count(rows, value_before(passes, task.pass_index, task.key, run))
+            run.write_pass(name, [_limit(part, MAX_PART_BYTES, f"partition {task.unit}")])
         elif isinstance(this, Sort):
             run.write_pass(name, _sort(name, task, generation, run, scratch))
         else:
+            assert isinstance(this, Gather | Fold)
             records = _bucket(run, f"{task.key}/0", num_scattered(generation), task.unit)
             run.write_pass(name, [this.part(records) if isinstance(this, Fold) else this.work(records)])
     return {"key": task.key, "pass": name}
 
 
+def _limit(table: pa.Table, most: int, of: str) -> pa.Table:
+    if table.nbytes > most:
+        raise RunError(
+            f"the counts of {of} take {table.nbytes / (1 << 20):.1f} MiB, {most >> 20} MiB are allowed",
+            hint="there are too many groups: name fewer columns in `per`, or use `cap`",
+        )
+    return table
+
+
 def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[int, str]) -> pa.Table:
-    """Return the rows that a pass looks at: those kept so far, or all that have the columns."""
+    """Return the rows that the first pass of a step looks at."""
     plan = generation.plan
     partition = generation.partitions[task.unit] if generation.partitions else NOTHING
     view = PartitionView(run, plan, keys, partition)
-    homes = plan_homes(view, plan) if task.step == len(plan.stages) else plan.steps[task.step].sources
     if task.unit in task.inputs:
         record = run.record(task.inputs[task.unit])
         assert record is not None
         state = State.from_bytes(run.state_of(record))
     else:  # a partition that was given up
         state = State.start(0, np.zeros(0, dtype=np.int64), [])
-    rows = state.alive
     if task.step < len(plan.stages):
-        this = plan.steps[task.step]
-        # A partition of which nothing was left to split still stands in the space before.
-        if isinstance(this.stage, GlobalFilter) and this.stage.over == "all" and state.space == this.space:
-            rows = _all_reached(view, homes, state)
-    table = view.columns(homes, rows, state.space)
-    return table.add_column(0, PARTITION, pa.array(np.full(len(rows), partition.number, np.int64)))
+        return considered(view, plan.steps[task.step], state)
+    return _with_number(view, view.columns(plan_homes(view, plan), state.alive, state.space))
+
+
+def considered(view: PartitionView, step: Step, state: State) -> pa.Table:
+    """Return the rows of a partition that a GlobalFilter looks at: those kept so far, or all that have the columns."""
+    rows = state.alive
+    # A partition of which nothing was left to split still stands in the space before.
+    if isinstance(step.stage, GlobalFilter) and step.stage.over == "all" and state.space == step.space:
+        rows = _all_reached(view, step.sources, state)
+    return _with_number(view, view.columns(step.sources, rows, state.space))
+
+
+def _with_number(view: PartitionView, table: pa.Table) -> pa.Table:
+    return table.add_column(0, PARTITION, pa.array(np.full(table.num_rows, view.partition.number, np.int64)))
 
 
 def plan_homes(view: PartitionView, plan: Plan) -> dict[str, int]:

@@ -20,7 +20,7 @@ from mmdata.engine.generation import asks_same, find_generation, generation_fact
 from mmdata.engine.lease import Lease
 from mmdata.engine.ledger import by_stage, funnel
 from mmdata.engine.metrics import serve_metrics
-from mmdata.engine.passes import num_buckets, num_scattered
+from mmdata.engine.passes import num_expected
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
@@ -30,7 +30,6 @@ from mmdata.net import Guard
 from mmdata.net.shared import forget_hosts
 from mmdata.plan import Budget, Plan
 from mmdata.shards.manifest import Finish
-from mmdata.stages.verbs import GlobalFilter
 from mmdata.storage import LocalStore, clear_temps, digest_bytes
 
 
@@ -191,10 +190,9 @@ class Runner:
 
     def _progress(self, generation: Generation) -> Progress:
         plan, num = generation.plan, len(generation.partitions)
-        passes = sum(isinstance(step.stage, GlobalFilter) for step in plan.steps) + bool(plan.sink)
+        total = num * len(plan.segments) + sum(num_expected(generation, step) for step in range(len(plan.stages) + 1))
         labels = ["source", *(step.stage.name for step in plan.steps)]
         labels += [] if plan.sink is None else [f"sink {plan.sink.name}"]
-        total = num * len(plan.segments) + passes * (num_scattered(generation) + num_buckets(num))
         return Progress(self.run.store, plan.name, labels, total, clock=self.clock, partitions=num)
 
     def _serving(self, progress: Progress | None) -> AbstractContextManager[object]:

@@ -14,24 +14,23 @@ facts/ status.json lease/       facts that vary between runs: times, progress, w
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mmdata.engine.state import read_parquet
+from mmdata.engine.columns import DIGEST, ColumnFile, parquet_bytes
+from mmdata.engine.held import ROUND
 from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
-from mmdata.schema import ROW
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
 ASKED = "facts/asked"
-ROUND = b"retry"
 MEDIA = "media-"  # begins the name of a folder of sorted media
 
 
@@ -146,35 +145,25 @@ class RunStore:
         found: dict[str, Any] = facts
         return found
 
-    def held(self, key: str, ident: str, columns: Collection[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the column files of a key and partition, in the order they were added.
-
-        columns  all that is read of them beside the row numbers, as far as they are there; null = all there are
-        """
+    def files(self, key: str, ident: str) -> Iterator[ColumnFile]:
+        """Yield the column files of a key and partition, opened, in the order they were added."""
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
-            try:
-                yield read_parquet(self.store.read(name)) if columns is None else self._narrow(name, columns)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise self.damaged(name, error) from error
+            source = self.store.path(name) if isinstance(self.store, LocalStore) else pa.BufferReader(self.store.read(name))
+            yield ColumnFile(source, partial(self.damaged, name))
             number += 1
 
-    def _narrow(self, name: str, columns: Collection[str]) -> pa.Table:
-        with self._arrow(name) as file:
-            parquet = pq.ParquetFile(file)
-            return parquet.read(
-                [found for found in parquet.schema_arrow.names if found == ROW or found in columns], use_threads=False
-            )
+    def held(self, key: str, ident: str) -> Iterator[pa.Table]:
+        """Yield the column files of a key and partition, read whole, in the order they were added."""
+        return (file.read() for file in self.files(key, ident))
 
     def add_columns(self, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
         """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers."""
-        if round_:
-            table = table.replace_schema_metadata({ROUND: str(round_)})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        noted = {name: value for name, value in (table.schema.metadata or {}).items() if name == DIGEST}
+        noted |= {ROUND: str(round_)} if round_ else {}
         name = f"columns/{key}/{ident}.{number}.parquet"
         with step("columns"):
-            if not self.store.create(name, buffer.getvalue()):
+            if not self.store.create(name, parquet_bytes(table.replace_schema_metadata(noted or None))):
                 raise PartitionError(f"{self.url}/{name}: another attempt has got there first; the next goes on from it")
 
     def settle(self, folder: str) -> None:
@@ -238,8 +227,8 @@ class RunStore:
             raise self.damaged(f"passes/{name}.arrow", error) from error
 
     def _arrow(self, name: str) -> AbstractContextManager[Any]:
-        """Open a file for Arrow: one of its own where it can be, since a Python file in its threads ends a process badly."""
-        return pa.OSFile(str(self.store.path(name))) if isinstance(self.store, LocalStore) else self.store.open(name)
+        """Open a file for Arrow: mapped where it can be, so that only what is looked at is read."""
+        return pa.memory_map(str(self.store.path(name))) if isinstance(self.store, LocalStore) else self.store.open(name)
 
     def create_generation(self, number: int, facts: dict[str, Any]) -> bool:
         """Write what a run is asked, before it starts; return False where something else stands there."""

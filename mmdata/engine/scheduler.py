@@ -17,14 +17,23 @@ from mmdata.clock import Clock
 from mmdata.engine.flights import Flights
 from mmdata.engine.keys import keys_of, short
 from mmdata.engine.ledger import Ledger
-from mmdata.engine.passes import folder_of, num_buckets, num_scattered, num_sorted, passes_of
+from mmdata.engine.passes import (
+    close_round,
+    folder_of,
+    left_out,
+    num_buckets,
+    num_scattered,
+    num_sorted,
+    passes_of,
+    value_name,
+)
 from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.task import Executor, Job, Task, TaskReport
 from mmdata.errors import ConfigError, MmdataError, RunError
-from mmdata.plan import Budget, Segment, written
+from mmdata.plan import Budget, Segment, Step, written
 from mmdata.schema import PAYLOAD_COLUMN
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Scatter, Sort
+from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Judge, Round, Scatter, Sort
 
 TRIES = 4
 _START_S = 600.0  # a worker's start and the opening of its models
@@ -79,12 +88,14 @@ class Scheduler:
         plan = self.generation.plan
         todo = list(range(len(plan.segments)))
         while todo:
-            stop = next((i for i in todo[1:] if _opens_global(plan.segments[i])), todo[-1] + 1)
+            stop = next((i for i in todo[1:] if _waits(plan.segments[i])), todo[-1] + 1)
             block = [index for index in todo if index < stop]
-            verdicts = self._global_verdicts(plan.segments[block[0]]) if _opens_global(plan.segments[block[0]]) else None
+            for index in block:
+                if _opens_global(plan.segments[index]):
+                    self._find_verdicts(plan.segments[index].steps[0])
             if self.missing:
                 return False
-            self._flow(block, verdicts)
+            self._flow(block)
             if self.missing:
                 return False
             todo = todo[len(block) :]
@@ -105,24 +116,24 @@ class Scheduler:
         files = {name: digest for record in records for name, digest in record["files"].items()}
         return key, self.run.read_pass(f"{key}/value"), files
 
-    def _flow(self, block: list[int], verdicts: str | None) -> None:
+    def _flow(self, block: list[int]) -> None:
         """Bring all partitions through neighbouring segments, each as fast as it can."""
 
         def ready() -> Iterator[Task]:
             for unit in range(len(self.generation.partitions)):
-                if unit not in self.failed and (task := self._next_task(unit, block, 0, verdicts)) is not None:
+                if unit not in self.failed and (task := self._next_task(unit, block, 0)) is not None:
                     yield task
 
         def after(task: Task, record: dict[str, Any]) -> Task | None:
             self.ledger.settle(task.unit, record)
-            return self._next_task(task.unit, block, block.index(task.step) + 1, verdicts)
+            return self._next_task(task.unit, block, block.index(task.step) + 1)
 
         self._work(ready(), after)
 
-    def _next_task(self, unit: int, block: list[int], place: int, verdicts: str | None) -> Task | None:
+    def _next_task(self, unit: int, block: list[int], place: int) -> Task | None:
         """Return the next segment task of a partition that is not done, passing over those that are."""
         for index in block[place:]:
-            task = self._segment_task(unit, index, verdicts if index == block[0] else None)
+            task = self._segment_task(unit, index)
             record = self.run.record(task.key)
             if record is None:
                 return task
@@ -132,8 +143,9 @@ class Scheduler:
                 self.found.add(task.key)
         return None
 
-    def _segment_task(self, unit: int, index: int, verdicts: str | None) -> Task:
+    def _segment_task(self, unit: int, index: int) -> Task:
         segment, partition = self.generation.plan.segments[index], self.generation.partitions[unit]
+        verdicts = self.verdicts[segment.steps[0].index] if _opens_global(segment) else None
         head = self.heads.get(unit)
         own = [self.keys[step.index] for step in segment.steps]
         places = [step.index for step in segment.steps]
@@ -148,15 +160,17 @@ class Scheduler:
             bytes=partition.rows * _row_bytes(segment), label=segment.label, deadline_s=_START_S + 2 * seconds,
         )  # fmt: skip
 
-    def _global_verdicts(self, segment: Segment) -> str | None:
-        step = segment.steps[0]
-        key = self._input_key(self.keys[step.index])
+    def _find_verdicts(self, step: Step) -> None:
+        """Run the passes of a GlobalFilter, if they are to be run, and note where its verdicts lie."""
         passes = passes_of(self.generation.plan, step.index)
+        if isinstance(passes[0], Judge):  # it looks at each partition by itself
+            self.verdicts[step.index] = f"{self.keys[step.index]}/0"
+            return
+        key = self._input_key(self.keys[step.index])
         self._passes(step.index, key, step.stage.name)
-        buckets = num_buckets(len(self.generation.partitions))
         if not self.missing:
-            self.verdicts[step.index] = f"{key}/{len(passes) - 1}/{buckets}"
-        return self.verdicts.get(step.index)
+            buckets = () if isinstance(passes[-1], Judge) else (num_buckets(len(self.generation.partitions)),)
+            self.verdicts[step.index] = "/".join(map(str, (key, len(passes) - 1, *buckets)))
 
     def _input_key(self, stage_key: str) -> str:
         """Key a GlobalFilter or Sink by the digests of what it reads: new responses make it anew."""
@@ -169,7 +183,7 @@ class Scheduler:
         records: list[dict[str, Any]] = []
         for index, this in enumerate(passes_of(self.generation.plan, step)):
             tasks = [self._pass_task(step, index, unit, key, label) for unit in range(self._units(step, index, key))]
-            if isinstance(this, Sort | Emit) and self.progress is not None:
+            if isinstance(this, Sort | Emit | Round) and self.progress is not None:
                 self.progress.total += len(tasks)  # known only now
             records, todo = self._done_passes(tasks)
 
@@ -179,7 +193,7 @@ class Scheduler:
             self._work(iter(todo), after)
             if self.missing:
                 return []
-            if isinstance(this, Fold):
+            if isinstance(this, Fold | Round):
                 self._merge(this, step, index, key)
                 if self.missing:
                     return []
@@ -198,8 +212,11 @@ class Scheduler:
         return records, todo
 
     def _units(self, step: int, index: int, key: str) -> int:
-        this = passes_of(self.generation.plan, step)[index]
-        if isinstance(this, Scatter):
+        passes = passes_of(self.generation.plan, step)
+        this = passes[index]
+        if isinstance(this, Judge) or left_out(passes, index, key, self.run):
+            return 0
+        if isinstance(this, Scatter | Round):
             return num_scattered(self.generation)
         if isinstance(this, Emit):
             return this.count(self.run.read_pass(f"{key}/value"))
@@ -211,8 +228,8 @@ class Scheduler:
         return num_buckets(len(self.generation.partitions))
 
     def _pass_task(self, step: int, index: int, unit: int, key: str, label: str) -> Task:
-        scatter = isinstance(passes_of(self.generation.plan, step)[index], Scatter)
-        inputs = {unit: self.heads[unit]["key"]} if scatter and unit in self.heads else {}  # a partition given up has no rows
+        reads = isinstance(passes_of(self.generation.plan, step)[index], Scatter | Round)
+        inputs = {unit: self.heads[unit]["key"]} if reads and unit in self.heads else {}  # a partition given up has no rows
         return Task(self.job, "pass", step, unit, key, pass_index=index, inputs=inputs, label=label)
 
     def _pass_record(self, task: Task) -> dict[str, Any] | None:
@@ -223,14 +240,17 @@ class Scheduler:
             return self.run.read_json(path) if self.run.store.exists(path) else None
         return {"key": task.key, "pass": name} if self.run.has_pass(name) else None
 
-    def _merge(self, this: Fold, step: int, index: int, key: str) -> None:
-        if self.run.has_pass(f"{key}/value"):
+    def _merge(self, this: Fold | Round, step: int, index: int, key: str) -> None:
+        name = value_name(key, index) if isinstance(this, Round) else f"{key}/value"
+        if self.run.has_pass(name):
             return
         if self.executor is None:  # only looking: nothing is written
             self.missing.append(self._pass_task(step, index, 0, key, "fold"))
+        elif isinstance(this, Round):
+            close_round(passes_of(self.generation.plan, step), index, key, self.run, num_scattered(self.generation))
         else:
             parts = [self.run.read_pass(f"{key}/{index}/{unit}") for unit in range(self._units(step, index, key))]
-            self.run.write_pass(f"{key}/value", [this.merge(parts)])
+            self.run.write_pass(name, [this.merge(parts)])
 
     def _work(self, ready: Iterable[Task], after: Callable[[Task, dict[str, Any]], Task | None]) -> None:
         """Run tasks and those that follow from them, later segments first."""
@@ -301,3 +321,10 @@ def _row_bytes(segment: Segment) -> int:
 
 def _opens_global(segment: Segment) -> bool:
     return bool(segment.steps) and isinstance(segment.steps[0].stage, GlobalFilter)
+
+
+def _waits(segment: Segment) -> bool:
+    """Say whether no partition may begin with a segment before all are done with the one before."""
+    if not segment.steps or not isinstance(stage := segment.steps[0].stage, GlobalFilter):
+        return False
+    return not isinstance(stage.passes()[0], Judge)

@@ -14,18 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.engine.careful import Answer, Careful, Direct
+from mmdata.engine.held import Piece
 from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
 from mmdata.engine.keys import SOURCE
+from mmdata.engine.passes import verdicts_of
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.view import LazyJail, PartitionView, result_fields, source_rows
 from mmdata.errors import PartitionError, RecordError
-from mmdata.plan import Segment, Step, tag_name
+from mmdata.plan import Segment, Step
 from mmdata.schema import IMAGE, OUTCOME, PAYLOAD_COLUMN, ROW
 from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Map, Place, Split
 from mmdata.storage import digest_json
 
 IMAGE_CHUNK = 64
 CHUNK = 8192
+QUICK_CHUNK = 65_536  # of stages that look at columns alone, and fast
 
 
 class SegmentRun:
@@ -39,8 +42,8 @@ class SegmentRun:
         self.seconds: defaultdict[int, float] = defaultdict(float)
         self.digests: dict[str, str] = {}
 
-    def run(self, state: State | None, verdicts: pa.Table | None) -> State:
-        """Return the fates after this segment; `verdicts` are those of the GlobalFilter that opens it."""
+    def run(self, state: State | None, verdicts: str | None) -> State:
+        """Return the fates after this segment; `verdicts` says where those of the GlobalFilter lie that opens it."""
         started = time.monotonic()
         state = state or self._read_source()
         self.seconds[SOURCE] += time.monotonic() - started
@@ -48,7 +51,7 @@ class SegmentRun:
             first = group[0]
             if isinstance(first.stage, GlobalFilter):
                 assert verdicts is not None
-                settle(self.view, state, first, verdicts, whole=False)
+                settle(self.view, state, first, verdicts_of(self.view, first, verdicts, state), whole=False)
             elif isinstance(first.stage, Split):
                 state = self._split(state, first)
             else:
@@ -59,16 +62,16 @@ class SegmentRun:
 
     def _read_source(self) -> State:
         held = self.view.held(SOURCE)
-        if not held.tables:
-            table = source_rows(self.view.plan, self.view.partition)
+        if not held.pieces:
+            table = self.view.noted(SOURCE, source_rows(self.view.plan, self.view.partition))
             self.view.run.add_columns(self.view.keys[SOURCE], self.view.partition.ident, 0, table)
             held.add(table)
         else:
             self.view.run.settle(f"columns/{self.view.keys[SOURCE]}")
-        rows = held.tables[0].column(ROW).to_numpy()
+        rows = held.pieces[0].rows
         state = State.start(0, rows, [])
         self.digests[self.view.keys[SOURCE]] = self.view.digest(SOURCE, rows)
-        settle(self.view, state, None, outcome_verdicts(held.tables[0]), whole=False)
+        settle(self.view, state, None, outcome_verdicts(held.pieces[0].table([ROW, OUTCOME])), whole=False)
         return state
 
     def _compute(self, state: State, group: list[Step]) -> None:
@@ -94,38 +97,53 @@ class SegmentRun:
         stage = group[0].stage
         if isinstance(stage, Map) and stage.whole:
             size = max(len(rows), 1)
+        elif any(IMAGE in step.stage.reads() for step in group):
+            size = IMAGE_CHUNK
         else:
-            size = IMAGE_CHUNK if any(IMAGE in step.stage.reads() for step in group) else CHUNK
+            size = QUICK_CHUNK if all(isinstance(step.stage, Filter) and step.stage.cheap for step in group) else CHUNK
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
     def _step(self, step: Step, rows: np.ndarray, images: "_Images") -> pa.Table:
         """Run a step over rows that are not held; rows without media get nulls where a stage looks at media, videos at images."""
         table = self.view.batch_columns(step, rows)
-        names = result_fields(step.stage)
-        outcomes = np.full(len(rows), None, dtype=object)
+        asked, arrays, outcomes = self._asked(step, rows, table, images)
+        batch = Batch(table if len(asked) == len(rows) else table.take(pa.array(asked)), arrays, self._place(step))
+        result, poison = self._call(step, batch)
+        outcomes |= {int(asked[place]): why for place, why in poison.items()}
+        return self._answers(step, rows, np.delete(asked, list(poison)) if poison else asked, result, outcomes)
+
+    def _asked(
+        self, step: Step, rows: np.ndarray, table: pa.Table, images: "_Images"
+    ) -> tuple[np.ndarray, list[np.ndarray], dict[int, str]]:
+        """Return the places of the rows that a stage is asked about, their pixels, and outcomes of rows that have none."""
         asked = np.arange(len(rows))
-        arrays: list[np.ndarray] = []
         if PAYLOAD_COLUMN in step.sources:
             asked = np.flatnonzero(table.column(PAYLOAD_COLUMN).is_valid().to_numpy())
-        if IMAGE in step.stage.reads():
-            asked = asked[~self._videos(step, rows)[asked]]
-            decoded = images.get(rows[asked], table.column(PAYLOAD_COLUMN).take(pa.array(asked)))
-            for place, item in zip(asked, decoded, strict=True):
-                outcomes[place] = item.outcome if isinstance(item, RecordError) else None
-            arrays = [item for item in decoded if isinstance(item, np.ndarray)]
-            asked = asked[[isinstance(item, np.ndarray) for item in decoded]]
-        batch = Batch(table.take(pa.array(asked, pa.int64())), arrays, self._place(step))
-        result, poison = self._call(step, batch)
-        outcomes[asked[list(poison)]] = list(poison.values())
-        asked = np.delete(asked, list(poison))
-        if OUTCOME in result.column_names:
-            outcomes[asked] = np.asarray([*result.column(OUTCOME).to_pylist(), None], dtype=object)[:-1]
-        spread = np.full(len(rows), -1)
-        spread[asked] = np.arange(len(asked))
-        index = pa.array(spread, mask=spread < 0)
-        columns = [result.column(field.name).combine_chunks().take(index).cast(field.type) for field in names]
-        schema = pa.schema([pa.field(ROW, pa.int64()), *names, pa.field(OUTCOME, pa.string())])
-        return pa.table([pa.array(rows), *columns, pa.array(outcomes, pa.string())], schema)
+        if IMAGE not in step.stage.reads():
+            return asked, [], {}
+        asked = asked[~self._videos(step, rows)[asked]]
+        decoded = images.get(rows[asked], table.column(PAYLOAD_COLUMN).take(pa.array(asked)))
+        pairs = list(zip(asked.tolist(), decoded, strict=True))
+        outcomes = {place: item.outcome for place, item in pairs if isinstance(item, RecordError)}
+        arrays = [item for item in decoded if isinstance(item, np.ndarray)]
+        return asked[[isinstance(item, np.ndarray) for item in decoded]], arrays, outcomes
+
+    def _answers(self, step: Step, rows: np.ndarray, asked: np.ndarray, result: pa.Table, outcomes: dict[int, str]) -> pa.Table:
+        """Return what a stage said of the rows that it was asked about, with nulls for the others, and outcomes."""
+        fields = [*result_fields(step.stage), pa.field(OUTCOME, pa.string())]
+        if OUTCOME not in result.column_names:
+            result = result.append_column(OUTCOME, pa.nulls(result.num_rows, pa.string()))
+        columns = [result.column(field.name).combine_chunks().cast(field.type) for field in fields]
+        if len(asked) < len(rows):
+            spread = np.full(len(rows), -1)
+            spread[asked] = np.arange(len(asked))
+            index = pa.array(spread, mask=spread < 0)
+            columns = [column.take(index) for column in columns]
+        if outcomes:
+            told = np.asarray([*columns[-1].to_pylist(), None], dtype=object)[:-1]
+            told[list(outcomes)] = list(outcomes.values())
+            columns[-1] = pa.array(told, pa.string())
+        return pa.table([pa.array(rows), *columns], pa.schema([pa.field(ROW, pa.int64()), *fields]))
 
     def _videos(self, step: Step, rows: np.ndarray) -> np.ndarray:
         """Say which rows are videos: a stage that looks at images does not see them."""
@@ -147,7 +165,7 @@ class SegmentRun:
                 hint="a Map or Filter answers every row it is given, in order",
             )
         if isinstance(step.stage, Filter) and step.stage.tag:
-            result = pa.table({tag_name(step.stage): result.column("reason").is_null()})
+            result = pa.table({step.stage.flag(): result.column("reason").is_null()})
         return Answer(result, poison)
 
     def _place(self, step: Step) -> Place | None:
@@ -170,6 +188,9 @@ class SegmentRun:
         if tables:
             held = self.view.held(step.index)
             table = pa.concat_tables(tables).combine_chunks()
+            if not held.num_files:  # a digest is asked for of rows that lie in one file alone
+                table = self.view.noted(step.index, table)
+                held.pieces = [Piece(table)]
             key, ident = self.view.keys[step.index], self.view.partition.ident
             self.view.run.add_columns(key, ident, held.num_files, table, held.round)
 

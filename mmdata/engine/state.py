@@ -4,27 +4,22 @@ A row's fate is its first verdict in plan order. A dropped row leaves its docume
 stage says so, or when no text or no media is left of it. Each fate is written once, so the counts cannot disagree.
 """
 
-import io
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
+from mmdata.engine.columns import parquet_bytes, read_parquet
 from mmdata.schema import INCOMPLETE, ROW, SPLIT
 
+DETAILS = (pa.field("keeper_id", pa.string()), pa.field("keeper_position", pa.int32()), pa.field("value", pa.float32()))
 FIELDS = (
     pa.field("space", pa.int8()), pa.field(ROW, pa.int64()), pa.field("reason", pa.string()), pa.field("stage", pa.int16()),
-    pa.field("keeper_id", pa.string()), pa.field("keeper_position", pa.int32()), pa.field("value", pa.float32()),
+    *DETAILS,
 )  # fmt: skip
 CHILD_BITS = 20  # a child's row number is its parent's, shifted by this, plus its index
 NOBODY = -1
-
-
-def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends."""
-    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
 
 
 @dataclass
@@ -39,22 +34,23 @@ class Documents:
 class State:
     """Fates of the rows of the current row space, and of those in the spaces before it.
 
-    rows     (N,) int64, sorted        reason   (N,) object, null while the row is alive
-    stage    (N,) int16, -1 = nobody   details  keeper and value of a verdict, by place
+    rows     (N,) int64, sorted                      stage    (N,) int16, -1 = nobody
+    code     (N,) int16, place in `reasons`; -1 = alive   details  keeper and value of verdicts that say one, by place
     """
 
     space: int
     rows: np.ndarray
-    reason: np.ndarray
+    code: np.ndarray
     stage: np.ndarray
-    details: dict[int, tuple[str | None, int | None, float | None]] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    details: list[tuple[np.ndarray, pa.Table]] = field(default_factory=list)
     closed: list[pa.Table] = field(default_factory=list)
 
     @classmethod
     def start(cls, space: int, rows: np.ndarray, closed: list[pa.Table]) -> "State":
         """Begin a row space with all its rows alive."""
         num = len(rows)
-        return cls(space, rows, np.full(num, None, dtype=object), np.full(num, NOBODY, np.int16), {}, closed)
+        return cls(space, rows, np.full(num, -1, np.int16), np.full(num, NOBODY, np.int16), closed=closed)
 
     @property
     def alive(self) -> np.ndarray:
@@ -64,34 +60,38 @@ class State:
 
     def drop(self, verdicts: pa.Table, stage: int) -> np.ndarray:
         """Give rows their fate; rows that have one keep it. Return the places of the rows dropped."""
-        rows = verdicts.column(ROW).to_numpy()
-        places = np.searchsorted(self.rows, rows)
-        columns = [verdicts.column(name).to_pylist() for name in ("reason", "keeper_id", "keeper_position", "value")]
-        dropped = []
-        for place, reason, *detail in zip(places.tolist(), *columns, strict=True):
-            if reason is not None and self.stage[place] == NOBODY:
-                self.reason[place], self.stage[place] = reason, stage
-                if any(item is not None for item in detail):
-                    self.details[place] = (detail[0], detail[1], detail[2])
-                dropped.append(place)
-        return np.asarray(dropped, dtype=np.int64)
+        said = verdicts.filter(verdicts.column("reason").is_valid())
+        places = np.searchsorted(self.rows, said.column(ROW).to_numpy())
+        fresh: np.ndarray = np.flatnonzero(self.stage[places] == NOBODY)
+        if len(fresh) > 1 and not np.all(np.diff(places[fresh]) > 0):  # of two verdicts on a row the first counts
+            fresh = np.sort(fresh[np.unique(places[fresh], return_index=True)[1]])
+        if not len(fresh):
+            return fresh
+        said = said.take(pa.array(fresh))
+        places = np.asarray(places[fresh])
+        self.code[places], self.stage[places] = self._codes(said.column("reason")), stage
+        told = said.select([field.name for field in DETAILS])
+        some = np.logical_or.reduce([column.is_valid().to_numpy() for column in told.columns])
+        if some.any():
+            self.details.append((places[some], told.filter(pa.array(some))))
+        return places
 
     def drop_incomplete(self, dropped: np.ndarray, documents: Documents | None, stage: int, whole: bool) -> None:
         """Let the documents that lost a row go where the rule says so."""
         if documents is None or not len(dropped):
             return
-        for sample in np.unique(documents.sample[dropped]):
-            if sample < 0:
-                continue
-            left = np.flatnonzero((documents.sample == sample) & (self.stage == NOBODY))
-            media = documents.media[left]
-            if whole or media.all() or not media.any():
-                self.reason[left], self.stage[left] = INCOMPLETE, stage
+        touched = np.unique(documents.sample[dropped])
+        left = np.flatnonzero(np.isin(documents.sample, touched[touched >= 0]) & (self.stage == NOBODY))
+        samples = documents.sample[left]
+        rows = np.bincount(samples, minlength=1)
+        media = np.bincount(samples[documents.media[left]], minlength=len(rows))
+        gone = left[((media == 0) | (media == rows))[samples] | whole]
+        self.code[gone], self.stage[gone] = self._code(INCOMPLETE), stage
 
     def split(self, rows: np.ndarray, stage: int) -> "State":
         """Close this row space: what is alive ends as `split`. Return the state of the children's space."""
         alive = self.stage == NOBODY
-        self.reason[alive], self.stage[alive] = SPLIT, stage
+        self.code[alive], self.stage[alive] = self._code(SPLIT), stage
         return State.start(self.space + 1, rows, [*self.closed, self._current()])
 
     def table(self) -> pa.Table:
@@ -100,9 +100,7 @@ class State:
 
     def to_bytes(self) -> bytes:
         """Return the fates as a parquet file."""
-        buffer = io.BytesIO()
-        pq.write_table(self.table(), buffer, compression="zstd")
-        return buffer.getvalue()
+        return parquet_bytes(self.table())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "State":
@@ -111,28 +109,52 @@ class State:
         spaces = table.column("space").to_numpy()
         last = int(spaces.max()) if len(spaces) else 0
         first = int(np.searchsorted(spaces, last))
-        current = table.slice(first)
-        details = zip(*(current.column(name).to_pylist() for name in ("keeper_id", "keeper_position", "value")), strict=True)
-        return cls(
-            last,
-            current.column(ROW).to_numpy(),
-            np.asarray([*current.column("reason").to_pylist(), None], dtype=object)[:-1],
-            current.column("stage").to_numpy().copy(),
-            {place: detail for place, detail in enumerate(details) if any(item is not None for item in detail)},
-            [table.slice(0, first)] if first else [],
-        )
+        current = table.slice(first).combine_chunks()
+        state = cls.start(last, current.column(ROW).to_numpy(), [table.slice(0, first)] if first else [])
+        state.stage = current.column("stage").to_numpy().copy()
+        said = current.column("reason").is_valid().to_numpy()
+        state.code[said] = state._codes(current.column("reason").filter(pa.array(said)))
+        told = current.select([field.name for field in DETAILS])
+        some = np.logical_or.reduce([column.is_valid().to_numpy() for column in told.columns])
+        state.details = [(np.flatnonzero(some), told.filter(pa.array(some)))] if some.any() else []
+        return state
 
     def counts(self) -> dict[tuple[int, str], int]:
         """Return how many rows ended at which step for which reason, in plan order."""
-        table = self.table()
-        pairs = zip(table.column("stage").to_pylist(), table.column("reason").to_pylist(), strict=True)
-        return dict(sorted(Counter((stage, reason) for stage, reason in pairs if reason is not None).items()))
+        table = self.table().select(["stage", "reason"])
+        counted = table.group_by(["stage", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist()
+        pairs = {(row["stage"], row["reason"]): row["count_all"] for row in counted if row["reason"] is not None}
+        return dict(sorted(pairs.items()))
+
+    def spaces(self) -> dict[int, int]:
+        """Return how many rows there are in each row space."""
+        counted = pc.value_counts(self.table().column("space"))
+        return {pair["values"]: pair["counts"] for pair in counted.to_pylist()}
+
+    def _code(self, reason: str) -> int:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason)
+
+    def _codes(self, reasons: pa.ChunkedArray) -> np.ndarray:
+        """Return the codes of reasons, none of them null."""
+        coded = reasons.combine_chunks().dictionary_encode()
+        own = np.asarray([self._code(reason) for reason in coded.dictionary.to_pylist()], dtype=np.int16)
+        codes: np.ndarray = own[coded.indices.to_numpy()]
+        return codes
 
     def _current(self) -> pa.Table:
         num = len(self.rows)
-        keepers = [self.details.get(place, (None, None, None)) for place in range(num)] if self.details else None
-        columns = [[None] * num] * 3 if keepers is None else [list(column) for column in zip(*keepers, strict=True)]
-        return pa.table(
-            [np.full(num, self.space, np.int8), self.rows, pa.array(self.reason, pa.string()), self.stage, *columns],
-            pa.schema(FIELDS),
-        )
+        reason = pa.array(self.reasons, pa.string()).take(pa.array(self.code, mask=self.code < 0))
+        fates = [np.full(num, self.space, np.int8), self.rows, reason, self.stage]
+        return pa.table([*fates, *self._told(num)], pa.schema(FIELDS))
+
+    def _told(self, num: int) -> list[pa.ChunkedArray]:
+        """Return keepers and values, one a row."""
+        if not self.details:
+            return [pa.nulls(num, field.type) for field in DETAILS]
+        index = np.full(num, -1)
+        places = np.concatenate([places for places, _ in self.details])
+        index[places] = np.arange(len(places))
+        table = pa.concat_tables([table for _, table in self.details])
+        return list(table.take(pa.array(index, mask=index < 0)).columns)

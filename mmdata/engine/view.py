@@ -1,90 +1,21 @@
 """One partition as a worker sees it: columns by name for given rows, wherever they were written, and decoded images."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from mmdata.engine.columns import DIGEST, digest_table
+from mmdata.engine.held import Held
 from mmdata.engine.keys import SOURCE
-from mmdata.engine.runstore import ROUND, Partition, RunStore
+from mmdata.engine.runstore import Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
-from mmdata.errors import PartitionError, RecordError
+from mmdata.errors import RecordError
 from mmdata.media import Jail, decode
 from mmdata.plan import Plan, Step, written
 from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
 from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.verbs import Filter, Split, Stage
-from mmdata.storage import digest_bytes
 
 Retries = dict[str, list[list[str]]]
-
-
-class Held:
-    """The rows held under one key: column files, and what was computed since. Of a row held twice the later counts.
-
-    rounds  the outcomes that each round of `mmdata retry` asks about again; rows that ended so count as missing until a
-            column file says that it answers the round
-    """
-
-    def __init__(self, tables: list[pa.Table], fields: list[pa.Field], rounds: Sequence[Sequence[str]] = ()) -> None:
-        self.empty = pa.schema(fields).empty_table()
-        self.tables: list[pa.Table] = []
-        self._orders: list[tuple[np.ndarray, np.ndarray]] = []
-        self.num_files = len(tables)
-        answered = max((int((table.schema.metadata or {}).get(ROUND, 0)) for table in tables), default=0)
-        self.round = len(rounds) if len(rounds) > answered else 0
-        self._again = sorted({outcome for outcomes in rounds[answered:] for outcome in outcomes})
-        for table in tables:
-            self.add(table.replace_schema_metadata(None))
-
-    def add(self, table: pa.Table) -> None:
-        """Add rows."""
-        rows = table.column(ROW).to_numpy()
-        order = np.argsort(rows, kind="stable")
-        self.tables.append(table)
-        self._orders.append((rows[order], order))
-
-    def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Return those of the rows that are not held, or are to be asked about again."""
-        left = rows
-        for held, _ in self._orders:
-            left = left[~np.isin(left, held, assume_unique=True)]
-        return np.union1d(left, self._failed(np.setdiff1d(rows, left))) if self.round else left
-
-    def recovered(self, table: pa.Table) -> pa.Table:
-        """Return new rows without those that were asked about again and failed again."""
-        if not self.round:
-            return table
-        again = np.isin(table.column(ROW).to_numpy(), self._failed(table.column(ROW).to_numpy()))
-        return table.filter(pa.array(~again | table.column(OUTCOME).is_null().to_numpy()))
-
-    def _failed(self, rows: np.ndarray) -> np.ndarray:
-        """Return those of the rows that are held with an outcome that is asked about again."""
-        known = np.concatenate([held for held, _ in self._orders]) if self._orders else rows[:0]
-        rows = rows[np.isin(rows, known)]
-        outcomes = self.take(rows, [OUTCOME]).column(0)
-        failed: np.ndarray = rows[pc.is_in(outcomes, pa.array(self._again, pa.string())).to_numpy()]
-        return failed
-
-    def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Return columns for rows, in the order of the rows."""
-        pieces, places, left = [], [], np.full(len(rows), True)
-        for table, (held, order) in reversed(list(zip(self.tables, self._orders, strict=True))):
-            at = np.searchsorted(held, rows)
-            here = left & (at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows) if len(held) else ~left & False
-            found = np.flatnonzero(here)
-            left[found] = False
-            if len(found):
-                pieces.append(table.select(list(columns)).take(pa.array(order[at[found]])))
-                places.append(found)
-        if left.any():
-            raise PartitionError(f"{len(rows)} rows of {list(columns)} wanted, {sum(map(len, places))} are held")
-        if len(pieces) == 1:
-            return pieces[0]
-        if not pieces:
-            return self.empty.select(list(columns))
-        return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
 
 
 class PartitionView:
@@ -99,8 +30,8 @@ class PartitionView:
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
         if index not in self._held:
-            tables = list(self.run.held(self.keys[index], self.partition.ident))
-            self._held[index] = Held(tables, self._fields(index), self.retries.get(self.keys[index], ()))
+            files = list(self.run.files(self.keys[index], self.partition.ident))
+            self._held[index] = Held(files, self._fields(index), self.retries.get(self.keys[index], ()))
         return self._held[index]
 
     def _fields(self, index: int) -> list[pa.Field]:
@@ -136,12 +67,11 @@ class PartitionView:
 
     def documents(self, state: State) -> Documents | None:
         """Return which rows of the current space are blocks of documents; null when none is."""
-        all_homes = self.homes_in(state.space)
-        homes = {name: all_homes[name] for name in ("sample_id", "document", "media")}
-        table = self.columns(homes, state.rows, state.space)
-        flags = table.column("document").to_numpy()
+        homes = self.homes_in(state.space)
+        flags = self.columns({"document": homes["document"]}, state.rows, state.space).column("document").to_numpy()
         if not flags.any():
             return None
+        table = self.columns({name: homes[name] for name in ("sample_id", "media")}, state.rows, state.space)
         codes = np.unique(table.column("sample_id").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
         return Documents(np.where(flags, codes, -1), table.column("media").is_valid().to_numpy())
 
@@ -162,20 +92,15 @@ class PartitionView:
     def digest(self, index: int, rows: np.ndarray) -> str:
         """Return the digest of what came back: a step's columns for rows, however many files they lie in."""
         held = self.held(index)
-        table = held.take(rows, held.empty.column_names).cast(held.empty.schema).combine_chunks()
-        flat = [
-            name for name, column in zip(table.column_names, table.columns, strict=True) if not pa.types.is_nested(column.type)
-        ]
-        tables = [table.select(flat)]
-        for name in table.column_names:
-            if name not in flat:
-                column = table.column(name).combine_chunks()
-                tables += [pa.table({name: leaf}) for leaf in _leaves(column)]
-        sink = pa.BufferOutputStream()
-        for part in tables:
-            with pa.ipc.new_stream(sink, part.schema) as writer:
-                writer.write_table(part)
-        return digest_bytes(sink.getvalue())
+        return held.noted(rows) or self._digest(index, held.take(rows, held.empty.column_names))
+
+    def noted(self, index: int, table: pa.Table) -> pa.Table:
+        """Return rows of a step's columns, in the order of their numbers, with a note of their digest."""
+        return table.replace_schema_metadata({DIGEST: self._digest(index, table)})
+
+    def _digest(self, index: int, table: pa.Table) -> str:
+        empty = self.held(index).empty
+        return digest_table(table.select(empty.column_names).cast(empty.schema))
 
     def images(self, payloads: list[dict[str, object]], jail: "LazyJail", *, trust: bool) -> list[np.ndarray | RecordError]:
         """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with.
@@ -192,9 +117,10 @@ class PartitionView:
             return error
 
     def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
+        if np.all(rows[1:] > rows[:-1]):
+            return self.held(home).take(rows, names)
         unique, inverse = np.unique(rows, return_inverse=True)
-        table = self.held(home).take(unique, names)
-        return table if len(unique) == len(rows) and np.array_equal(unique, rows) else table.take(pa.array(inverse))
+        return self.held(home).take(unique, names).take(pa.array(inverse))
 
 
 class LazyJail:
@@ -212,24 +138,6 @@ class LazyJail:
         """End its child, if it was ever started."""
         if self._jail is not None:
             self._jail.close()
-
-
-def _leaves(array: pa.Array) -> Iterator[pa.Array]:
-    """Yield what a nested array holds as flat ones: who is there, how long lists are, values.
-
-    Rows that were read back lie otherwise in memory than rows just made, where nulls are nested; these arrays do not.
-    """
-    if pa.types.is_list(array.type):
-        yield from (array.is_valid(), array.value_lengths().fill_null(0))
-        yield from _leaves(array.flatten())
-    elif pa.types.is_struct(array.type):
-        yield array.is_valid()
-        for child in array.flatten():
-            yield from _leaves(child)
-    elif pa.types.is_nested(array.type):
-        yield pa.array(array.to_pylist(), array.type)
-    else:
-        yield array.take(pa.array(np.arange(len(array))))
 
 
 def source_fields(plan: Plan) -> list[pa.Field]:

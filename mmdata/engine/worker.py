@@ -10,9 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from mmdata.engine.careful import Careful, Direct
 from mmdata.engine.keys import keys_of, short
 from mmdata.engine.ledger import account
@@ -25,7 +22,6 @@ from mmdata.engine.view import PartitionView
 from mmdata.engine.worker_cache import WorkerCache
 from mmdata.errors import MmdataError, PartitionError, RunError
 from mmdata.plan import Plan
-from mmdata.schema import PARTITION
 from mmdata.storage import digest_bytes
 
 MAX_RUNS = 2  # that a worker keeps models and a decoder open for
@@ -87,9 +83,8 @@ def _segment(task: Task, generation: Generation, seconds: dict[int, float], *, c
         Careful(run.store, task.job.allow, partition.ident, task.job.share) if task.careful else Direct(cache, confine=confine)
     )
     work = SegmentRun(view, segment, caller, cache.jail)
-    verdicts = None if task.verdicts is None else verdicts_for(run, task.verdicts, partition.number)
     try:
-        state = work.run(state, verdicts)
+        state = work.run(state, task.verdicts)
     finally:
         caller.close()
         seconds.update(work.seconds)
@@ -109,14 +104,6 @@ def _record(
         "steps": [{"stage": steps[index].stage.name, "index": index, **counts} for index, counts in work.work.items()],
         "state": state_digest, "digests": digests, "result": short([state_digest, digests]), "before": task.inputs.get(task.unit),
     }  # fmt: skip
-
-
-def verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
-    """Return the verdicts that a GlobalFilter gave to the rows of one partition."""
-    folder, _, num_buckets = name.rpartition("/")
-    tables = [run.read_pass(f"{folder}/{bucket}") for bucket in range(int(num_buckets))]
-    table = pa.concat_tables(tables)
-    return table.filter(pc.equal(table.column(PARTITION), number)).drop_columns([PARTITION])
 
 
 def _pass(task: Task, generation: Generation) -> dict[str, Any]:

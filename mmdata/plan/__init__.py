@@ -1,6 +1,6 @@
 """Plans: what to do, in order, checked before a byte moves."""
 
 from mmdata.plan.plan import Budget, Plan, Segment, load_plan, parse_plan, spell
-from mmdata.plan.walk import Step, tag_name, written
+from mmdata.plan.walk import Step, written
 
-__all__ = ["Budget", "Plan", "Segment", "Step", "load_plan", "parse_plan", "spell", "tag_name", "written"]
+__all__ = ["Budget", "Plan", "Segment", "Step", "load_plan", "parse_plan", "spell", "written"]

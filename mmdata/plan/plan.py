@@ -155,9 +155,12 @@ class Plan(Model):
         return Plan(name=self.name, source=self.source, stages=stages, sink=None, budget=self.budget)
 
     def located(self, base: Path | None = None) -> "Plan":
-        """Return the plan with its sources' paths absolute (from `base`, by default here), for workers elsewhere."""
+        """Return the plan with paths of sources and stages absolute (from `base`, by default here), for workers elsewhere."""
         home = (base or Path()).absolute()
-        return self.changed(source=tuple(source.located(home) for source in self.source))
+        return self.changed(
+            source=tuple(source.located(home) for source in self.source),
+            stages=tuple(stage.located(home) for stage in self.stages),
+        )
 
     def changed(self, *, source: tuple[Source, ...] | None = None, stages: tuple[Stage, ...] | None = None) -> "Plan":
         """Return the plan with other sources or stages, its derived facts made anew."""

@@ -27,14 +27,8 @@ def written(stage: Stage) -> tuple[pa.Field, ...]:
     if isinstance(stage, Map | Split):
         return stage.writes()
     if isinstance(stage, Filter) and stage.tag:
-        return (pa.field(tag_name(stage), pa.bool_(), metadata={"unit": "flag", "meaning": f"{stage.name} would keep it"}),)
+        return (pa.field(stage.flag(), pa.bool_(), metadata={"unit": "flag", "meaning": f"{stage.name} would keep it"}),)
     return ()
-
-
-def tag_name(stage: Filter) -> str:
-    """Return the column of a tagging Filter: its name and, where it judges one column, that."""
-    columns = stage.numeric()
-    return f"{stage.name}_{columns[0]}" if columns else stage.name
 
 
 class StepError(ConfigError):
@@ -51,7 +45,7 @@ def walk(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Step]:
     homes = dict.fromkeys(fields, -1)
     space = 0
     for index, stage in enumerate(stages):
-        reads = _needed(stage)
+        reads = _needed(stage, index)
         for column in reads:
             if column not in fields:
                 hint = "add `download`, or read a source that holds media" if column == PAYLOAD_COLUMN else None
@@ -76,9 +70,13 @@ def walk(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Step]:
         homes |= {field.name: index for field in new}
 
 
-def _needed(stage: Stage) -> list[str]:
+def _needed(stage: Stage, index: int) -> list[str]:
     """Return the stored columns that a stage needs: for pixels, the payload that they are decoded from."""
-    names = [PAYLOAD_COLUMN if name == IMAGE else name for name in stage.reads()]
+    try:
+        reads = stage.reads()
+    except ConfigError as error:  # what it reads stands in a text that cannot be read
+        raise StepError(error.message, hint=error.hint, index=index) from error
+    names = [PAYLOAD_COLUMN if name == IMAGE else name for name in reads]
     return list(dict.fromkeys(names))
 
 
@@ -91,6 +89,10 @@ def _check_types(stage: Stage, fields: dict[str, pa.Field], index: int) -> None:
         if fields[column].type != BOXES:
             kind, hint = fields[column].type, f"carry it as boxes: `carry: {{{column}: boxes}}`"
             raise StepError(f"`{stage.name}` needs boxes, but `{column}` is {kind}", hint=hint, index=index)
+    try:
+        stage.check(fields)
+    except ConfigError as error:
+        raise StepError(error.message, hint=error.hint, index=index) from error
 
 
 def cuts(before: Stage, after: Stage) -> bool:

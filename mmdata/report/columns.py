@@ -1,29 +1,10 @@
-"""A few columns of many rows of a run: only those are read of its files, and what is not held is null."""
-
-from collections.abc import Collection
+"""A column for many rows of a run, whether they hold it or not."""
 
 import numpy as np
 import pyarrow as pa
 
-from mmdata.engine.runstore import Partition, RunStore
 from mmdata.engine.state import CHILD_BITS
-from mmdata.engine.view import Held, PartitionView
-from mmdata.plan import Plan
-
-
-class NarrowView(PartitionView):
-    """A partition of which no other columns are read than those named."""
-
-    def __init__(self, run: RunStore, plan: Plan, keys: dict[int, str], partition: Partition, columns: Collection[str]) -> None:
-        super().__init__(run, plan, keys, partition)
-        self.narrow = columns
-
-    def held(self, index: int) -> Held:
-        """Return what is held of a step's columns, of those that are read."""
-        if index not in self._held:
-            tables = list(self.run.held(self.keys[index], self.partition.ident, self.narrow))
-            self._held[index] = Held(tables, self._fields(index))
-        return self._held[index]
+from mmdata.engine.view import PartitionView
 
 
 def distinct(ordered: np.ndarray) -> np.ndarray:

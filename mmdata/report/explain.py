@@ -77,7 +77,7 @@ def _columns(view: PartitionView, space: int, row: np.ndarray) -> dict[str, Any]
     for name, home in homes.items():
         ancestor = row >> (CHILD_BITS * (space - view.home_space(home)))
         held = view.held(home)
-        if held.tables and not len(held.missing(ancestor)):
+        if held.pieces and not len(held.missing(ancestor)):
             values[name] = held.take(ancestor, [name]).column(0)[0].as_py()
     return values
 

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmdata.engine.columns import read_parquet
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import Generation, Partition, RunStore, load_generation
-from mmdata.engine.state import read_parquet
 from mmdata.engine.view import PartitionView
 from mmdata.errors import ConfigError, RunError
 from mmdata.plan import Step, written
@@ -210,15 +210,14 @@ class _Part:
         home = SOURCE if self.step.space == 0 else max(
             step.index for step in self.view.plan.steps[: self.step.index] if self.view.home_space(step.index) == self.step.space
         )  # fmt: skip
-        tables = self.view.held(home).tables
-        rows: np.ndarray = np.sort(np.concatenate([table.column(ROW).to_numpy() for table in tables]))
+        rows: np.ndarray = np.sort(np.concatenate([piece.rows for piece in self.view.held(home).pieces]))
         return rows
 
     def _bad(self) -> dict[int, str]:
         """Return the rows of the source that were no rows, with their outcome."""
         if self.step.space:
             return {}
-        table = self.view.held(SOURCE).tables[0].select([ROW, OUTCOME])
+        table = self.view.held(SOURCE).pieces[0].table([ROW, OUTCOME])
         return {row[ROW]: row[OUTCOME] for row in table.to_pylist() if row[OUTCOME] is not None}
 
     def _results(self, tables: list[pa.Table]) -> dict[int, "_Result"]:

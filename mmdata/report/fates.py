@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 
 from mmdata.engine.runstore import RunStore, load_generation
 from mmdata.engine.state import State
-from mmdata.report.columns import NarrowView, sparse_column
+from mmdata.engine.view import PartitionView
+from mmdata.report.columns import sparse_column
 from mmdata.schema import ROW
 
 
@@ -22,9 +23,10 @@ def fates(run: RunStore, columns: Sequence[str], number: int | None = None) -> p
     heads = run.manifest(number)["heads"]
     keys, num_steps = run.keys(generation.number), len(generation.plan.steps)
     names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
-    tables = []
+    fields = {name: generation.plan.fields[name].type for name in columns}
+    tables = [pa.schema([("reason", pa.string()), ("stage", pa.string()), *fields.items()]).empty_table()]
     for partition, head in zip(generation.partitions, heads, strict=True):
-        view = NarrowView(run, generation.plan, keys, partition, columns)
+        view = PartitionView(run, generation.plan, keys, partition)
         record = None if head is None else run.record(head)
         if record is None:  # the partition was given up
             continue

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmdata.engine.columns import read_parquet
 from mmdata.engine.runstore import Generation, Partition, RunStore, load_generation
-from mmdata.engine.state import CHILD_BITS, NOBODY, read_parquet
+from mmdata.engine.state import CHILD_BITS, NOBODY
 from mmdata.engine.view import PartitionView
 from mmdata.errors import ConfigError, did_you_mean
-from mmdata.report.columns import NarrowView, distinct, sparse_column
+from mmdata.report.columns import distinct, sparse_column
 from mmdata.schema import ROW
 from mmdata.stages.verbs import SourceSlice, Split
 
@@ -112,10 +113,9 @@ class ColumnRows:
 
     def part(self, number: int) -> Part:
         """Read the rows of a partition: the same each time."""
-        names = {self.column, "document", "sample_id", *(groups.column for groups in self.by)}
-        view = NarrowView(self.run, self.plan, self.keys, self.generation.partitions[number], names)
+        view = self.view(number)
         held = view.held(self.home)
-        rows = distinct(np.sort(np.concatenate([_NO_ROWS, *(table.column(ROW).to_numpy() for table in held.tables)])))
+        rows = distinct(np.sort(np.concatenate([_NO_ROWS, *(piece.rows for piece in held.pieces)])))
         alive, without = self._alive(number, rows)
         column = held.take(rows, [self.column]).column(0)
         there = column.is_valid().to_numpy()
@@ -136,9 +136,9 @@ class ColumnRows:
         table = table.filter(pc.and_(pc.equal(table.column("space"), self.space), pc.is_valid(table.column("reason"))))
         return dict(zip(table.column(ROW).to_pylist(), table.column("reason").to_pylist(), strict=True))
 
-    def view(self, number: int, columns: Sequence[str]) -> PartitionView:
-        """Return a partition of which these columns are read."""
-        return NarrowView(self.run, self.plan, self.keys, self.generation.partitions[number], columns)
+    def view(self, number: int) -> PartitionView:
+        """Return a partition."""
+        return PartitionView(self.run, self.plan, self.keys, self.generation.partitions[number])
 
     def _by(self, by: Sequence[str] | None) -> list[str]:
         usual: tuple[str, ...] = ("source", "language")

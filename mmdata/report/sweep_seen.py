@@ -96,7 +96,7 @@ def _seen(rows: ColumnRows, spill: Spill, places: Sequence[int]) -> dict[int, Se
 
 
 def _of_part(rows: ColumnRows, number: int, places: np.ndarray) -> list[Seen]:
-    part, fates, view = rows.part(number), rows.fates(number), rows.view(number, _READ)
+    part, fates, view = rows.part(number), rows.fates(number), rows.view(number)
     chosen = part.rows[places]
     told = {
         name: sparse_column(view, rows.homes[name], name, chosen, rows.space).to_pylist()

@@ -8,6 +8,7 @@ _PASSES = {
     "kept": "kept",
     "anew": "made anew, from all rows",
     "perhaps": "made anew, from all rows, unless it is there for just these",
+    "each": "asked of each row, nothing is stored",
 }
 
 

@@ -3,6 +3,8 @@
 from functools import cache
 from importlib.metadata import entry_points
 
+from mmdata.stages.block import Block
+from mmdata.stages.cap import Cap
 from mmdata.stages.clip_score import ClipScore
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
@@ -10,17 +12,19 @@ from mmdata.stages.download_img2dataset import DownloadImg2dataset
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
 from mmdata.stages.measure import Measure
+from mmdata.stages.sample import Sample
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
 from mmdata.stages.text_rules import TextRules
+from mmdata.stages.top import Top
 from mmdata.stages.url_list import UrlList
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
 
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, SplitCaptions, TextRules,
+    Block, Cap, ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, Sample, SplitCaptions, TextRules, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,

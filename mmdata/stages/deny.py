@@ -41,11 +41,14 @@ class Deny(Model):
         return _read(self.model_dump_json(), self.digests())
 
     def _files(self) -> list[Path]:
-        paths = [Path(name) for name in (self.urls, self.domains, self.sha256, self.phash) if name is not None]
-        for path in paths:
-            if not path.is_file():
-                raise ConfigError(f"deny list {path}: no such file", hint="paths are relative to where the command runs")
-        return paths
+        return [list_file("deny list", name) for name in (self.urls, self.domains, self.sha256, self.phash) if name is not None]
+
+
+def list_file(what: str, name: str) -> Path:
+    """Return the path of a list that is there."""
+    if not (path := Path(name)).is_file():
+        raise ConfigError(f"{what} {path}: no such file", hint="paths are relative to where the command runs")
+    return path
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,12 @@ class DenyLists:
         """Return the kind of list that a url falls under, or null."""
         if url in self.urls:
             return "deny list of urls"
-        labels = _host(url).split(".")
-        if any(".".join(labels[first:]) in self.domains for first in range(len(labels))):
-            return "deny list of domains"
-        return None
+        return "deny list of domains" if self.lists_host(host_of(url)) else None
+
+    def lists_host(self, host: str) -> bool:
+        """Say whether a host is of a listed domain, or of one below it."""
+        labels = host.split(".")
+        return any(".".join(labels[first:]) in self.domains for first in range(len(labels)))
 
     def of_bytes(self, sha256: str) -> str | None:
         """Return the kind of list that bytes fall under by their SHA-256, or null."""
@@ -81,18 +86,19 @@ class DenyLists:
 @lru_cache(maxsize=4)
 def _read(fields: str, _digests: tuple[str, ...]) -> DenyLists:
     deny = Deny.model_validate_json(fields)
-    hashes = [_hex(deny.sha256, line, entry, 64) for line, entry in _lines(deny.sha256)]
-    looks = [int(_hex(deny.phash, line, entry, 16), 16) for line, entry in _lines(deny.phash)]
+    hashes = [_hex(deny.sha256, line, entry, 64) for line, entry in entries_of(deny.sha256)]
+    looks = [int(_hex(deny.phash, line, entry, 16), 16) for line, entry in entries_of(deny.phash)]
     return DenyLists(
-        frozenset(entry for _, entry in _lines(deny.urls)),
-        frozenset(entry.lower().strip(".") for _, entry in _lines(deny.domains)),
+        frozenset(entry for _, entry in entries_of(deny.urls)),
+        frozenset(entry.lower().strip(".") for _, entry in entries_of(deny.domains)),
         frozenset(hashes),
         np.array(looks, dtype=np.uint64),
         deny.radius,
     )
 
 
-def _lines(path: str | None) -> list[tuple[int, str]]:
+def entries_of(path: str | None) -> list[tuple[int, str]]:
+    """Return the entries of a list with the numbers of their lines; none without a list."""
     if path is None:
         return []
     lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -106,7 +112,8 @@ def _hex(path: str | None, line: int, entry: str, digits: int) -> str:
     return entry.lower()
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """Return the host of a url in lower case, empty where it has none."""
     try:
         return (urlsplit(url).hostname or "").rstrip(".").lower()
     except ValueError:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmdata.config import Model
-from mmdata.schema import ROW
+from mmdata.schema import ROW, VERDICT_FIELDS
 from mmdata.shards.manifest import Finish
 from mmdata.shards.sorting import SortPlace
 from mmdata.shards.units import EmitPlace
@@ -51,7 +51,7 @@ class Resources(Model):
         return max(self.call_s, self.row_s * rows)
 
 
-QUICK = Resources(row_s=0.05)  # for stages that look at columns alone: what hangs in them is found in minutes
+QUICK = Resources(row_s=0.01)  # for stages that look at columns alone: what hangs in them is found in minutes
 
 
 @dataclass
@@ -146,6 +146,13 @@ class Stage(Definition):
         """Return those of its columns that must hold boxes, `carry: {NAME: boxes}` of a catalog."""
         return ()
 
+    def check(self, fields: dict[str, pa.Field]) -> None:
+        """Raise ConfigError where its fields do not fit the columns that there are."""
+
+    def located(self, home: Path) -> "Stage":
+        """Return itself with the paths of its files made absolute from `home`: workers may stand in another folder."""
+        return self
+
 
 class Map(Stage, ABC):
     """Adds columns."""
@@ -176,6 +183,11 @@ class Filter(Stage, ABC):
     @abstractmethod
     def reasons(self) -> tuple[str, ...]:
         """Return the closed list of its reasons."""
+
+    def flag(self) -> str:
+        """Return the column that it writes with `tag: true`: its name and, where it judges one column, that."""
+        columns = self.numeric()
+        return f"{self.name}_{columns[0]}" if columns else self.name
 
     @abstractmethod
     def open(self, ctx: WorkerContext) -> FilterFn:
@@ -218,6 +230,34 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Round:
+    """The rows of each partition -> a part of at most 1 MiB; parts added up -> one value of at most 64 MiB.
+
+    Rounds that follow each other look at the same rows again, each with the value of the one before (null in the first).
+
+    count  (rows, value before) -> part    add   some parts -> one; in which order they are added changes nothing
+    close  (sum of all, value before) -> value
+    done   says by the value before that there is nothing left to find out: the round is then left out
+    """
+
+    count: Callable[[pa.Table, pa.Table | None], pa.Table]
+    add: Callable[[list[pa.Table]], pa.Table]
+    close: Callable[[pa.Table, pa.Table | None], pa.Table]
+    done: Callable[[pa.Table], bool]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rows of one partition and the value of the last Round (null if there was none) -> verdicts on those that go.
+
+    It ends the passes of a GlobalFilter, and is asked in the segment that its verdicts open. Without a Round before it no
+    partition waits for another.
+    """
+
+    work: Callable[[pa.Table, pa.Table | None], pa.Table]
+
+
+@dataclass(frozen=True)
 class Sort:
     """Copy media, by neighbouring partitions, into tars in the order of the final files, which then read on end.
 
@@ -247,11 +287,15 @@ class Emit:
     write: Callable[[EmitPlace, pa.Table, pa.Table], dict[str, str]]
 
 
-Pass = Scatter | Gather | Fold | Sort | Emit
+Pass = Scatter | Gather | Fold | Round | Judge | Sort | Emit
 
 
 class GlobalFilter(Stage, ABC):
-    """Judges rows with all partitions in sight; its last pass gives verdicts with `_partition` and `_row`."""
+    """Judges rows with all partitions in sight.
+
+    Its last pass gives verdicts: a Gather on the rows of its bucket, with `_partition` and sorted by (`_partition`, `_row`);
+    a Judge on those of a partition.
+    """
 
     over: Literal["all", "kept"] = "kept"
 
@@ -261,7 +305,7 @@ class GlobalFilter(Stage, ABC):
 
     @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """Return its passes: a Scatter, then Gathers."""
+        """Return its passes: a Scatter, then Gathers; or Rounds, if any, and a Judge."""
 
 
 @dataclass(frozen=True)
@@ -329,3 +373,24 @@ def judged(reasons: Sequence[str | None], values: Sequence[float | None] | None 
     """Return the verdict table of a Filter."""
     numbers = [None if value is None else float(value) for value in values or [None] * len(reasons)]
     return pa.table({"reason": pa.array(reasons, pa.string()), "value": pa.array(numbers, pa.float32())})
+
+
+def first_reason(rules: Sequence[tuple[str, np.ndarray]], num: int) -> pa.Array:
+    """Return the reason of each row: that of the first rule that it breaks, null if none.
+
+    rules  name and (N,) bool, True where a row breaks it
+    """
+    codes = np.full(num, -1, np.int8)
+    for code, (_, broken) in reversed(list(enumerate(rules))):
+        codes[broken] = code
+    return pa.array([name for name, _ in rules], pa.string()).take(pa.array(codes, mask=codes < 0))
+
+
+def verdicts_on(rows: pa.ChunkedArray, rules: Sequence[tuple[str, np.ndarray]], values: pa.ChunkedArray | None) -> pa.Table:
+    """Return what a Judge says of those rows that break a rule, with their values (null: it has none); it names no keeper."""
+    reason = first_reason(rules, len(rows))
+    said = pa.table({ROW: rows, "reason": reason, "value": pa.nulls(len(rows), pa.float32()) if values is None else values})
+    said = said.filter(reason.is_valid())
+    keeper = {name: pa.nulls(said.num_rows, kind) for name, kind in (("keeper_id", pa.string()), ("keeper_position", pa.int32()))}
+    columns = {ROW: said.column(ROW), "reason": said.column("reason"), **keeper, "value": said.column("value")}
+    return pa.table(columns).select([field.name for field in VERDICT_FIELDS])

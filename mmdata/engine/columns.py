@@ -1,0 +1,127 @@
+"""Column files: how they are written, read back column by column, and digested.
+
+A digest is of values, wherever they lie in memory: rows that were just computed and the same rows read back have one digest.
+The writer notes it in the file, so that nobody who needs all of its rows works it out again.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmdata.schema import OUTCOME, ROW
+
+DIGEST = b"digest"
+_FEW = ("reason", OUTCOME)  # columns of few different texts
+
+
+def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends."""
+    names = None if columns is None else list(columns)
+    return pq.read_table(pa.BufferReader(data), columns=names, use_threads=False, pre_buffer=False)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as a parquet file; row numbers, which grow, are written as differences."""
+    names = [name for name in table.column_names if name != ROW]
+    encoding = {ROW: "DELTA_BINARY_PACKED"} if ROW in table.column_names else None
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=names, column_encoding=encoding)
+    return buffer.getvalue()
+
+
+class ColumnFile:
+    """A column file that was opened; its columns are read when they are asked for.
+
+    damaged  gives the error for a file that cannot be read back
+    """
+
+    def __init__(self, source: Any, damaged: Callable[[Exception], Exception]) -> None:  # noqa: ANN401 - a path or bytes of Arrow's
+        self._damaged = damaged
+        try:
+            self._file = pq.ParquetFile(source, pre_buffer=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise damaged(error) from error
+        self.metadata: dict[bytes, bytes] = self._file.schema_arrow.metadata or {}
+
+    def read(self, names: Sequence[str] | None = None) -> pa.Table:
+        """Return columns, by default all."""
+        try:
+            table = self._file.read(columns=None if names is None else list(names), use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._damaged(error) from error
+        return table.replace_schema_metadata(None)
+
+
+def digest_table(table: pa.Table) -> str:
+    """Return SHA-256 of the names, types and values of a table, as hex."""
+    sink = hashlib.sha256(str(table.num_rows).encode())
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        sink.update(f"\0{name}\0{column.type}\0".encode())
+        array = column.combine_chunks()
+        for leaf in _coded(array) if name in _FEW else _leaves(array):
+            _feed(sink, leaf)
+    return sink.hexdigest()
+
+
+def _coded(texts: pa.Array) -> Iterator[pa.Array]:
+    coded = texts.dictionary_encode()
+    yield from (coded.dictionary, coded.indices.cast(pa.int16()) if len(coded.dictionary) < 1 << 15 else coded.indices)
+
+
+def _leaves(array: pa.Array) -> Iterator[pa.Array]:
+    """Yield what an array holds as flat ones: who is there, how long lists are, values."""
+    if pa.types.is_list(array.type):
+        yield from (array.is_valid(), array.value_lengths().fill_null(0))
+        yield from _leaves(array.flatten())
+    elif pa.types.is_fixed_size_list(array.type):
+        yield array.is_valid()
+        yield from _leaves(array.flatten())
+    elif pa.types.is_struct(array.type):
+        yield array.is_valid()
+        for child in array.flatten():
+            yield from _leaves(child)
+    elif pa.types.is_nested(array.type):
+        yield pa.array(array.to_pylist(), array.type)
+    else:
+        yield array
+
+
+def _feed(sink: Any, array: pa.Array) -> None:  # noqa: ANN401 - hashlib names no type
+    """Hash a flat array: which values are null, then the others, with zeros or empty texts for nulls."""
+    num, kind = len(array), array.type
+    sink.update(f"{num} {array.null_count}".encode())
+    if array.null_count == num:
+        return
+    if array.null_count:
+        sink.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)))
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        _feed_texts(sink, array.fill_null("" if pa.types.is_string(kind) else b"") if array.null_count else array)
+    elif pa.types.is_boolean(kind):
+        sink.update(np.packbits(array.fill_null(False).to_numpy(zero_copy_only=False)))
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        sink.update(_numbers(array))
+    else:  # of another package's stage: as Arrow writes it, after a copy that leaves nothing in its gaps
+        with pa.ipc.new_stream(stream := pa.BufferOutputStream(), pa.schema([("x", kind)])) as writer:
+            writer.write_table(pa.table({"x": array.take(pa.array(np.arange(num)))}))
+        sink.update(stream.getvalue())
+
+
+def _numbers(array: pa.Array) -> bytes | np.ndarray:
+    values: np.ndarray = pc.fill_null(array, pa.scalar(0, array.type)).to_numpy() if array.null_count else array.to_numpy()
+    if values.dtype == np.int64 and np.array_equal(values, np.arange(values[0], values[0] + len(values))):
+        return f"from {values[0]}".encode()  # as the rows of a partition are, mostly
+    return np.ascontiguousarray(values)
+
+
+def _feed_texts(sink: Any, array: pa.Array) -> None:  # noqa: ANN401 - as above
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    sink.update(np.diff(ends))
+    if data is not None:
+        sink.update(data.slice(int(ends[0]), int(ends[-1] - ends[0])))

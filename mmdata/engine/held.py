@@ -1,0 +1,123 @@
+"""The rows held under one key: column files, and what was computed since."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmdata.engine.columns import DIGEST, ColumnFile
+from mmdata.errors import PartitionError
+from mmdata.schema import OUTCOME, ROW
+
+ROUND = b"retry"
+
+
+class Piece:
+    """Rows that lie together: a column file, of which a column is read when it is asked for, or a table just computed.
+
+    rows   (N,) int64, sorted           order   where each of them lies; null where they lie sorted
+    digest  of all of it in the order of the rows, if that was noted
+    """
+
+    def __init__(self, source: ColumnFile | pa.Table) -> None:
+        noted = (source.schema if isinstance(source, pa.Table) else source).metadata or {}
+        self._source = source.replace_schema_metadata(None) if isinstance(source, pa.Table) else source
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        rows = self.table([ROW]).column(ROW).to_numpy()
+        growing = bool(np.all(rows[1:] > rows[:-1]))
+        self.order = None if growing else np.argsort(rows, kind="stable")
+        self.rows: np.ndarray = rows if self.order is None else rows[self.order]
+        self.digest = noted[DIGEST].decode() if growing and DIGEST in noted else None
+
+    def table(self, names: Sequence[str]) -> pa.Table:
+        """Return columns of all rows, as they lie."""
+        if isinstance(self._source, pa.Table):
+            return self._source.select(list(names))
+        missing = [name for name in names if name not in self._columns]
+        if missing:
+            table = self._source.read(missing)
+            self._columns |= {name: table.column(name) for name in missing}
+        return pa.table({name: self._columns[name] for name in names})
+
+    def find(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the rows are here, and the place among the sorted rows of each that is."""
+        if not len(rows) or not len(self.rows) or rows.max() < self.rows[0] or rows.min() > self.rows[-1]:
+            return np.full(len(rows), False), np.zeros(0, np.int64)
+        if np.array_equal(rows, self.rows):
+            return np.full(len(rows), True), np.arange(len(rows))
+        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        here = self.rows[at] == rows
+        return here, at[here]
+
+    def take(self, at: np.ndarray, names: Sequence[str]) -> pa.Table:
+        """Return columns for places among the sorted rows."""
+        table = self.table(names)
+        if self.order is None and len(at) and at[-1] - at[0] == len(at) - 1 and np.all(at[1:] > at[:-1]):
+            return table.slice(int(at[0]), len(at))
+        return table.take(pa.array(at if self.order is None else self.order[at]))
+
+
+class Held:
+    """The rows held under one key: column files, and what was computed since. Of a row held twice the later counts.
+
+    rounds  the outcomes that each round of `mmdata retry` asks about again; rows that ended so count as missing until a
+            column file says that it answers the round
+    """
+
+    def __init__(self, files: list[ColumnFile], fields: list[pa.Field], rounds: Sequence[Sequence[str]] = ()) -> None:
+        self.empty = pa.schema(fields).empty_table()
+        self.num_files = len(files)
+        self.pieces = [Piece(file) for file in files]
+        answered = max((int(file.metadata.get(ROUND, 0)) for file in files), default=0)
+        self.round = len(rounds) if len(rounds) > answered else 0
+        self._again = sorted({outcome for outcomes in rounds[answered:] for outcome in outcomes})
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows."""
+        self.pieces.append(Piece(table))
+
+    def noted(self, rows: np.ndarray) -> str | None:
+        """Return the digest of all columns of rows where it was noted when they were written."""
+        if len(self.pieces) != 1 or not np.array_equal(self.pieces[0].rows, rows):
+            return None
+        return self.pieces[0].digest
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of the rows that are not held, or are to be asked about again."""
+        left = rows
+        for piece in self.pieces:
+            left = left[~piece.find(left)[0]]
+        return np.union1d(left, self._failed(np.setdiff1d(rows, left))) if self.round else left
+
+    def recovered(self, table: pa.Table) -> pa.Table:
+        """Return new rows without those that were asked about again and failed again."""
+        if not self.round:
+            return table
+        again = np.isin(table.column(ROW).to_numpy(), self._failed(table.column(ROW).to_numpy()))
+        return table.filter(pa.array(~again | table.column(OUTCOME).is_null().to_numpy()))
+
+    def _failed(self, rows: np.ndarray) -> np.ndarray:
+        """Return those of the rows that are held with an outcome that is asked about again."""
+        known = np.concatenate([piece.rows for piece in self.pieces]) if self.pieces else rows[:0]
+        rows = rows[np.isin(rows, known)]
+        outcomes = self.take(rows, [OUTCOME]).column(0)
+        failed: np.ndarray = rows[pc.is_in(outcomes, pa.array(self._again, pa.string())).to_numpy()]
+        return failed
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Return columns for rows, in the order of the rows."""
+        tables, places, left = [], [], np.arange(len(rows))
+        for piece in reversed(self.pieces):
+            here, at = piece.find(rows[left])
+            if len(at):
+                tables.append(piece.take(at, columns))
+                places.append(left[here])
+                left = left[~here]
+        if len(left):
+            raise PartitionError(f"{len(rows)} rows of {list(columns)} wanted, {sum(map(len, places))} are held")
+        if not tables:
+            return self.empty.select(list(columns))
+        order = np.concatenate(places)
+        table = pa.concat_tables(tables)
+        return table if np.all(order[1:] > order[:-1]) else table.take(pa.array(np.argsort(order, kind="stable")))
