@@ -82,6 +82,9 @@ def test_every_pipeline_is_sound(path: Path) -> None:
 
 
 def test_every_stage_has_its_name_in_the_one_table() -> None:
-    own = ["clip_score", "dedupe", "download", "download_img2dataset", "keep", "measure", "split_captions", "text_rules"]
+    own = [
+        "clip_score", "dedupe", "download", "download_img2dataset", "keep", "match_texts", "measure", "score", "split_captions",
+        "text_rules",
+    ]  # fmt: skip
     plugin = ["trap", "trap_filter", "trap_split"]  # of another package: tests/fire/plugin
     assert sorted(named(Stage)) == sorted(own + plugin)

@@ -162,7 +162,8 @@ def _unit(name: str) -> str:
 def _turn(name: str) -> tuple[int, bool, int, str]:
     """Order what is freed, the highest first: what vouches for data before the data, the last addition to a column first."""
     stage = {"payload": 0, "columns": 1}.get(name.partition("/")[0], 2)
-    return stage, name.endswith(".json"), len(name), name
+    vouches = name.endswith(".json") or (stage == 1 and name.endswith(".parquet"))
+    return stage, vouches, len(name), name
 
 
 def _show_newest(run: RunStore) -> None:

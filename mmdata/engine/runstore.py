@@ -3,6 +3,7 @@
 run.json                        plan name and source: whose folder this is
 generations/N.json              what a run was asked: plan, options, partitions; written before work starts
 columns/KEY/PARTITION.n.parquet column files of named rows; n counts additions to the same key
+columns/KEY/PARTITION.n.*.npy   embeddings beside a column file, one line a row of it
 payload/KEY/STAGE/              payload sets
 tasks/KEY.json .parquet         records of tasks, and the fates of their rows
 passes/KEY/                     what passes of GlobalFilters and Sinks wrote
@@ -22,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmdata.engine.beside import joined, named_beside, put_beside
 from mmdata.engine.state import read_parquet
 from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
@@ -156,15 +158,30 @@ class RunStore:
             number += 1
 
     def add_columns(self, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
-        """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers."""
+        """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers.
+
+        Embeddings go beside it, first.
+        """
         if round_:
-            table = table.replace_schema_metadata({ROUND: str(round_)})
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), ROUND: str(round_)})
+        table, arrays = put_beside(table)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         name = f"columns/{key}/{ident}.{number}.parquet"
         with step("columns"):
+            for array in arrays:
+                self.store.create_same(f"columns/{key}/{ident}.{number}.{array.name}", array.data)
             if not self.store.create(name, buffer.getvalue()):
                 raise PartitionError(f"{self.url}/{name}: another attempt has got there first; the next goes on from it")
+
+    def embeddings(self, place: str, table: pa.Table, field: pa.Field) -> pa.Array:
+        """Return the embeddings that lie beside a column file; `place` is `KEY/PARTITION.n`."""
+        told = named_beside(table)[field.name]
+        name = f"columns/{place}.{told['file']}"
+        try:
+            return joined(table.column(field.name), self.store.read(name), told, field.type)
+        except (ValueError, EOFError, FileNotFoundError) as error:
+            raise self.damaged(name, error) from error
 
     def settle(self, folder: str) -> None:
         """Let the names in a folder reach the disk: one that was found may be of a writer killed before it saw to that."""

@@ -1,6 +1,7 @@
-"""One partition as a worker sees it: columns by name for given rows, wherever they were written, and decoded images."""
+"""One partition as a worker sees it: columns by name for given rows, wherever they were written."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +10,9 @@ import pyarrow.compute as pc
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import ROUND, Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
-from mmdata.errors import PartitionError, RecordError
-from mmdata.media import Jail, decode
+from mmdata.errors import PartitionError
 from mmdata.plan import Plan, Step, written
-from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
-from mmdata.shards.payloads import fetch_payload
+from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, PROFILE, ROW, is_embedding
 from mmdata.stages.verbs import Filter, Split, Stage
 from mmdata.storage import digest_bytes
 
@@ -25,10 +24,19 @@ class Held:
 
     rounds  the outcomes that each round of `mmdata retry` asks about again; rows that ended so count as missing until a
             column file says that it answers the round
+    beside  reads the embeddings beside the n-th column file, when somebody asks for them
     """
 
-    def __init__(self, tables: list[pa.Table], fields: list[pa.Field], rounds: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(
+        self,
+        tables: list[pa.Table],
+        fields: list[pa.Field],
+        rounds: Sequence[Sequence[str]] = (),
+        beside: Callable[[int, pa.Table, pa.Field], pa.Array] | None = None,
+    ) -> None:
         self.empty = pa.schema(fields).empty_table()
+        self.profiles = {profile for table in tables for profile in profiles_of(table)}
+        self._beside, self._files = beside, list(tables)
         self.tables: list[pa.Table] = []
         self._orders: list[tuple[np.ndarray, np.ndarray]] = []
         self.num_files = len(tables)
@@ -70,13 +78,13 @@ class Held:
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return columns for rows, in the order of the rows."""
         pieces, places, left = [], [], np.full(len(rows), True)
-        for table, (held, order) in reversed(list(zip(self.tables, self._orders, strict=True))):
+        for number, (held, order) in reversed(list(enumerate(self._orders))):
             at = np.searchsorted(held, rows)
             here = left & (at < len(held)) & (held[np.minimum(at, len(held) - 1)] == rows) if len(held) else ~left & False
             found = np.flatnonzero(here)
             left[found] = False
             if len(found):
-                pieces.append(table.select(list(columns)).take(pa.array(order[at[found]])))
+                pieces.append(self._whole(number, columns).take(pa.array(order[at[found]])))
                 places.append(found)
         if left.any():
             raise PartitionError(f"{len(rows)} rows of {list(columns)} wanted, {sum(map(len, places))} are held")
@@ -85,6 +93,16 @@ class Held:
         if not pieces:
             return self.empty.select(list(columns))
         return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+
+    def _whole(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Return columns of a table; where only a flag stands for an embedding, it is read from beside the file, once."""
+        for name in columns:
+            field, place = self.empty.schema.field(name), self.tables[number].schema.get_field_index(name)
+            if is_embedding(field.type) and self.tables[number].schema.field(place).type == pa.bool_():
+                assert self._beside is not None
+                found = self._beside(number, self._files[number], field)
+                self.tables[number] = self.tables[number].set_column(place, field, found)
+        return self.tables[number].select(list(columns))
 
 
 class PartitionView:
@@ -99,9 +117,18 @@ class PartitionView:
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
         if index not in self._held:
-            tables = list(self.run.held(self.keys[index], self.partition.ident))
-            self._held[index] = Held(tables, self._fields(index), self.retries.get(self.keys[index], ()))
+            key, ident = self.keys[index], self.partition.ident
+
+            def beside(number: int, table: pa.Table, field: pa.Field) -> pa.Array:
+                return self.run.embeddings(f"{key}/{ident}.{number}", table, field)
+
+            tables = list(self.run.held(key, ident))
+            self._held[index] = Held(tables, self._fields(index), self.retries.get(key, ()), beside)
         return self._held[index]
+
+    def forget(self, index: int) -> None:
+        """Forget what was computed of a step's columns and not written."""
+        self._held.pop(index, None)
 
     def _fields(self, index: int) -> list[pa.Field]:
         """Return the fields of a step's column files."""
@@ -177,41 +204,10 @@ class PartitionView:
                 writer.write_table(part)
         return digest_bytes(sink.getvalue())
 
-    def images(self, payloads: list[dict[str, object]], jail: "LazyJail", *, trust: bool) -> list[np.ndarray | RecordError]:
-        """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with.
-
-        Without `trust` even bytes of our own making are decoded in the jail.
-        """
-        return [self._image(ref, jail, trust=trust) for ref in payloads]
-
-    def _image(self, ref: dict[str, object], jail: "LazyJail", *, trust: bool) -> np.ndarray | RecordError:
-        data = fetch_payload(self.run.store, ref)
-        try:
-            return decode(data) if trust and ref["trusted"] else jail.get().decode(data)
-        except RecordError as error:
-            return error
-
     def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
         unique, inverse = np.unique(rows, return_inverse=True)
         table = self.held(home).take(unique, names)
         return table if len(unique) == len(rows) and np.array_equal(unique, rows) else table.take(pa.array(inverse))
-
-
-class LazyJail:
-    """A jail that is started when the first untrusted image comes."""
-
-    def __init__(self) -> None:
-        self._jail: Jail | None = None
-
-    def get(self) -> Jail:
-        """Return the jail."""
-        self._jail = self._jail or Jail()
-        return self._jail
-
-    def close(self) -> None:
-        """End its child, if it was ever started."""
-        if self._jail is not None:
-            self._jail.close()
 
 
 def _leaves(array: pa.Array) -> Iterator[pa.Array]:
@@ -219,7 +215,10 @@ def _leaves(array: pa.Array) -> Iterator[pa.Array]:
 
     Rows that were read back lie otherwise in memory than rows just made, where nulls are nested; these arrays do not.
     """
-    if pa.types.is_list(array.type):
+    if pa.types.is_fixed_size_list(array.type):
+        yield array.is_valid()
+        yield from _leaves(array.flatten())
+    elif pa.types.is_list(array.type):
         yield from (array.is_valid(), array.value_lengths().fill_null(0))
         yield from _leaves(array.flatten())
     elif pa.types.is_struct(array.type):
@@ -230,6 +229,12 @@ def _leaves(array: pa.Array) -> Iterator[pa.Array]:
         yield pa.array(array.to_pylist(), array.type)
     else:
         yield array.take(pa.array(np.arange(len(array))))
+
+
+def profiles_of(table: pa.Table) -> list[str]:
+    """Return the profiles that a table's metadata name, each as JSON."""
+    found: list[str] = json.loads((table.schema.metadata or {}).get(PROFILE, b"[]"))
+    return found
 
 
 def source_fields(plan: Plan) -> list[pa.Field]:

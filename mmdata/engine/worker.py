@@ -86,7 +86,7 @@ def _segment(task: Task, generation: Generation, seconds: dict[int, float], *, c
     caller = (
         Careful(run.store, task.job.allow, partition.ident, task.job.share) if task.careful else Direct(cache, confine=confine)
     )
-    work = SegmentRun(view, segment, caller, cache.jail)
+    work = SegmentRun(view, segment, caller, cache)
     verdicts = None if task.verdicts is None else verdicts_for(run, task.verdicts, partition.number)
     try:
         state = work.run(state, verdicts)
@@ -101,6 +101,7 @@ def _record(
     task: Task, generation: Generation, work: SegmentRun, state: State, data: bytes, before: dict[str, Any] | None
 ) -> dict[str, Any]:
     digests = {**(before["digests"] if before else {}), **work.digests}
+    profiles = {**(before.get("profiles", {}) if before else {}), **work.named_profiles()}
     state_digest = digest_bytes(data)
     steps = generation.plan.steps
     return {
@@ -108,6 +109,7 @@ def _record(
         **account(state),
         "steps": [{"stage": steps[index].stage.name, "index": index, **counts} for index, counts in work.work.items()],
         "state": state_digest, "digests": digests, "result": short([state_digest, digests]), "before": task.inputs.get(task.unit),
+        **({"profiles": profiles} if profiles else {}),
     }  # fmt: skip
 
 
