@@ -69,7 +69,7 @@ class OpenClipTowers:
         place = {text: number for number, text in enumerate(distinct)}
         with self._held_to_threads():
             # A GPU works on the images while texts are cut into tokens here.
-            left = self._embed(self._pixels, self._images, prepared)
+            left = self._embed(self.pixels, self._images, prepared)
             right = self._embed(self._ids, self._texts, self.tokens(distinct))
             images, found = _to_numpy(left), _to_numpy(right)
         return images, found[[place[text] for text in texts]] if texts else found
@@ -103,7 +103,8 @@ class OpenClipTowers:
             torch.cuda.empty_cache()
         raise ShapeError(f"memory does not hold a batch of {asked}; the next has {self.batch}") from error
 
-    def _pixels(self, bytes_BHWC: np.ndarray) -> torch.Tensor:
+    def pixels(self, bytes_BHWC: np.ndarray) -> torch.Tensor:
+        """Return prepared images as the tower takes them: (B, 3, S, S) on its device, normalised."""
         pixels = torch.from_numpy(bytes_BHWC).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self._mean, self._std))
         return pixels.sub_(mean).div_(std).to(self.dtype)
@@ -125,18 +126,18 @@ class Tokens:
     """A tokenizer that keeps the texts of its last call: models that share it cut each text once.
 
     Texts beyond the model's context are cut there, as open_clip does it: the last token that is kept ends the text.
-    `cut` counts the texts that were tokenized.
+    `tokenizer` is open_clip's; `cut` counts the texts that it was given.
     """
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401 - open_clip's
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._last: dict[str, np.ndarray] = {}
         self.cut = 0
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return the token ids of texts, (N, T) int64."""
         new = [text for text in dict.fromkeys(texts) if text not in self._last]
-        ids = self._tokenizer(new).numpy().astype(np.int64) if new else ()
+        ids = self.tokenizer(new).numpy().astype(np.int64) if new else ()
         self.cut += len(new)
         known = self._last | dict(zip(new, ids, strict=True))
         self._last = {text: known[text] for text in texts}

@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class ScorerModel(Model, ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    reads: ClassVar[tuple[Literal["image", "text"], ...]] = ("image", "text")
+    reads: ClassVar[tuple[str, ...]] = ("image", "text")
     unit: ClassVar[str] = "score"
     # Fields that change how it computes, but not what is asked: `batch`, `dtype`.
     not_in_key: ClassVar[set[str]] = set()
