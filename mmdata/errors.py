@@ -4,6 +4,7 @@
     ├── ConfigError      nothing has started: a definition, a file or a flag is wrong
     ├── RecordError      one row: it carries the outcome that the row ends with
     ├── PartitionError   one attempt at one task: it is tried again, then counted against the run
+    │   └── ShapeError   a model's batch was too large for the memory: the partition is done again with half of it
     └── RunError         the run: everything written so far stays valid
         └── BusyError    another run holds the folder
 
@@ -48,6 +49,10 @@ class RecordError(MmdataError):
 
 class PartitionError(MmdataError):
     """One attempt at one task failed; the scheduler tries it again."""
+
+
+class ShapeError(PartitionError):
+    """Memory does not hold the batch shape, which its scorer has halved: what the partition has of it is done again."""
 
 
 class RunError(MmdataError):

@@ -6,6 +6,7 @@ ids repeat, so `sample_id` groups rows into samples and never identifies one.
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 
@@ -62,6 +63,9 @@ OUTCOME = "_outcome"
 # Number of the row's partition, where rows of several come together.
 PARTITION = "_partition"
 
+# Metadata of a table: what the numbers in it depend on besides what was asked, as JSON.
+PROFILE = b"profile"
+
 VERDICT_FIELDS: tuple[pa.Field, ...] = (
     pa.field(ROW, pa.int64()),
     pa.field("reason", pa.string()),
@@ -84,3 +88,19 @@ OUTCOMES: tuple[str, ...] = (
 )  # fmt: skip
 SPLIT = "split"
 INCOMPLETE = "sample_incomplete"
+
+
+def embedding(dim: int) -> pa.DataType:
+    """Return the type of an embedding: `dim` float16, kept in `.npy` files beside the columns, one line a row held."""
+    return pa.list_(pa.float16(), dim)
+
+
+def is_embedding(kind: pa.DataType) -> bool:
+    """Say whether a column holds embeddings."""
+    return bool(pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16())
+
+
+def embedding_array(lines: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
+    """Return (N, D) numbers as a column of embeddings, null where `missing`, (N,) bool, says so."""
+    flat = pa.array(np.ascontiguousarray(lines, np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, lines.shape[1], mask=None if missing is None else pa.array(missing))

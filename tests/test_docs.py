@@ -67,6 +67,7 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
         "README.md",
         "CONTRIBUTING.md",
         "docs/run-folder.md",
+        "docs/adding-a-score.md",
         "docs/adding-a-stage.md",
         "docs/loader.md",
         "docs/foreign-tars.md",

@@ -8,6 +8,7 @@ trouble, not the rows'.
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from mmdata.engine.cell import Cell, Failure
 from mmdata.engine.confine import confined
 from mmdata.engine.worker_cache import WorkerCache
 from mmdata.errors import PartitionError
-from mmdata.stages.verbs import Batch, Stage
+from mmdata.stages.verbs import Batch, ImageWork, Stage
 from mmdata.storage import Store
 
 MAX_POISON = 16
@@ -45,6 +46,11 @@ class Direct:
         with confined(stage.resources, batch.table.num_rows):
             return Answer(work(batch), {})
 
+    def prepare(self, key: str, stage: Stage) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Return what a stage does with an image ahead of time, if it does."""
+        work = self.cache.open(key, stage)
+        return work.prepare if isinstance(work, ImageWork) else None
+
     def close(self) -> None:
         """Opened stages stay with the worker."""
 
@@ -62,6 +68,9 @@ class Careful:
             self._cells[key] = Cell(stage, self.store.url, self.allow, self.share)
         search = _Search(self._cells[key], self.store, f"poison/{key}/{self.ident}", batch)
         return search.run()
+
+    def prepare(self, key: str, stage: Stage) -> None:
+        """Nothing is done ahead: the stage is in a child."""
 
     def close(self) -> None:
         """End the children."""

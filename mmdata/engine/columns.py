@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mmdata.engine.beside import Beside, named_beside
 from mmdata.schema import OUTCOME, ROW
 
 DIGEST = b"digest"
@@ -39,15 +40,25 @@ class ColumnFile:
     """A column file that was opened; its columns are read when they are asked for.
 
     damaged  gives the error for a file that cannot be read back
+    beside   returns the embeddings of a column, of its flags and what the file says of the array that lies beside it
     """
 
-    def __init__(self, source: Any, damaged: Callable[[Exception], Exception]) -> None:  # noqa: ANN401 - a path or bytes of Arrow's
-        self._damaged = damaged
+    def __init__(
+        self,
+        source: Any,  # noqa: ANN401 - a path or bytes of Arrow's
+        damaged: Callable[[Exception], Exception],
+        beside: Callable[[pa.ChunkedArray, Beside], pa.Array],
+    ) -> None:
+        self._damaged, self._beside = damaged, beside
         try:
             self._file = pq.ParquetFile(source, pre_buffer=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(error) from error
         self.metadata: dict[bytes, bytes] = self._file.schema_arrow.metadata or {}
+
+    def named(self, kind: pa.DataType) -> list[str]:
+        """Return the names of the columns of a type."""
+        return [field.name for field in self._file.schema_arrow if field.type == kind]
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
         """Return columns, by default all."""
@@ -55,6 +66,9 @@ class ColumnFile:
             table = self._file.read(columns=None if names is None else list(names), use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(error) from error
+        for name, told in named_beside(self.metadata).items():
+            if name in table.column_names:
+                table = table.set_column(table.column_names.index(name), name, self._beside(table.column(name), told))
         return table.replace_schema_metadata(None)
 
 

@@ -113,8 +113,8 @@ def _results(run: RunStore, number: int) -> tuple[set[str], set[str]]:
 
 def _shards(run: RunStore, key: str, partition: dict[str, Any], folders: list[str]) -> Iterator[str]:
     """Yield the payload shards that belong to the column files of a partition."""
-    for added, table in enumerate(run.held(key, partition["ident"])):
-        column = next((column for column in table.columns if column.type == PAYLOAD), pa.chunked_array([[]], PAYLOAD))
+    for added, file in enumerate(run.files(key, partition["ident"])):
+        column = next(iter(file.read(file.named(PAYLOAD)).columns), pa.chunked_array([[]], PAYLOAD))
         places = pa.table({name: pc.struct_field(column, name) for name in ("set", "tar")}).group_by(["set", "tar"]).aggregate([])
         found = [f"{place['set']}/{place['tar']}".removesuffix(".tar") for place in places.to_pylist() if place["set"]]
         mine = [f"payload/{key}/{folder}/{partition['number']:05d}" for folder in folders if _added(folder) == added]
@@ -162,7 +162,8 @@ def _unit(name: str) -> str:
 def _turn(name: str) -> tuple[int, bool, int, str]:
     """Order what is freed, the highest first: what vouches for data before the data, the last addition to a column first."""
     stage = {"payload": 0, "columns": 1}.get(name.partition("/")[0], 2)
-    return stage, name.endswith(".json"), len(name), name
+    vouches = name.endswith(".json") or (stage == 1 and name.endswith(".parquet"))
+    return stage, vouches, len(name), name
 
 
 def _show_newest(run: RunStore) -> None:

@@ -1,5 +1,6 @@
 """The rows held under one key: column files, and what was computed since."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 
 from mmdata.engine.columns import DIGEST, ColumnFile
 from mmdata.errors import PartitionError
-from mmdata.schema import OUTCOME, ROW
+from mmdata.schema import OUTCOME, PROFILE, ROW
 
 ROUND = b"retry"
 
@@ -61,6 +62,7 @@ class Piece:
 class Held:
     """The rows held under one key: column files, and what was computed since. Of a row held twice the later counts.
 
+    profiles  what the numbers in column files depend on besides what was asked, each as JSON
     rounds  the outcomes that each round of `mmdata retry` asks about again; rows that ended so count as missing until a
             column file says that it answers the round
     """
@@ -69,6 +71,7 @@ class Held:
         self.empty = pa.schema(fields).empty_table()
         self.num_files = len(files)
         self.pieces = [Piece(file) for file in files]
+        self.profiles = {profile for file in files for profile in json.loads(file.metadata.get(PROFILE, b"[]"))}
         answered = max((int(file.metadata.get(ROUND, 0)) for file in files), default=0)
         self.round = len(rounds) if len(rounds) > answered else 0
         self._again = sorted({outcome for outcomes in rounds[answered:] for outcome in outcomes})

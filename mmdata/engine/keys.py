@@ -7,7 +7,7 @@ keys of the columns and of the row space it reads. Keys hold inside one run fold
 from mmdata.engine.task import Job
 from mmdata.errors import ConfigError
 from mmdata.plan import Plan, Step
-from mmdata.stages.verbs import Split
+from mmdata.stages.verbs import Map, Split
 from mmdata.storage import digest_json
 
 KEY_LENGTH = 24
@@ -42,11 +42,13 @@ def short(value: object) -> str:
 
 def _step_key(step: Step, keys: dict[int, str], space: str) -> str:
     stage = step.stage
-    inputs = {"inputs": stage.inputs()} if stage.inputs() else {}
-    return short(inputs | {
+    more: dict[str, object] = {"inputs": stage.inputs()} if stage.inputs() else {}
+    if isinstance(stage, Map) and stage.documents:  # which rows of a document are left is what all steps before say
+        more["before"] = [keys[index] for index in range(step.index)]
+    return short(more | {
         "stage": stage.name,
         "version": stage.version,
-        "fields": stage.model_dump(mode="json", exclude=stage.not_in_key),
+        "fields": stage.asked(),
         "weights": stage.weights(),
         "reads": {column: keys[home] for column, home in step.sources.items()},
         "space": space,

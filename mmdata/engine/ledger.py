@@ -4,6 +4,7 @@ The law, asserted after every task: rows in + rows made by splits = kept + dropp
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from mmdata.engine.state import State
@@ -83,6 +84,20 @@ def funnel(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
     check_law(total)
     return total
+
+
+def profiles(records: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return by column the profiles, as JSON, that its numbers were computed with in all partitions."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for name, items in record.get("profiles", {}).items():
+            found.setdefault(name, set()).update(items)
+    return {name: sorted(items) for name, items in sorted(found.items())}
+
+
+def several(records: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the columns that were computed with several profiles, with these: their bytes are not made again by any one."""
+    return {name: items for name, items in profiles(records).items() if len(items) > 1}
 
 
 def by_stage(records: list[dict[str, Any]]) -> list[tuple[int, str, int]]:

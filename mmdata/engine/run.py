@@ -18,7 +18,7 @@ from mmdata.engine.floors import check_floors
 from mmdata.engine.forecast import Forecast, forecast
 from mmdata.engine.generation import asks_same, find_generation, generation_facts
 from mmdata.engine.lease import Lease
-from mmdata.engine.ledger import by_stage, funnel
+from mmdata.engine.ledger import by_stage, funnel, profiles, several
 from mmdata.engine.metrics import serve_metrics
 from mmdata.engine.passes import num_expected
 from mmdata.engine.progress import Progress
@@ -140,7 +140,10 @@ class Runner:
     def _finish(self, generation: Generation, scheduler: Scheduler, corpus: str | None, made: Any) -> None:  # noqa: ANN401
         plan, total = generation.plan, funnel(list(scheduler.heads.values()))
         if corpus is not None and plan.sink is not None:
-            facts = Finish(plan.name, self.plan.digest, total, plan.licences, plan.meanings, made[2], plan.trusted, plan.cautions)
+            facts = Finish(
+                plan.name, self.plan.digest, total, plan.licences, plan.meanings, made[2], plan.trusted, plan.cautions,
+                plan.makers, several(scheduler.heads.values()),
+            )  # fmt: skip
             plan.sink.finish(self.run.store, corpus, made[1], facts)
         show_newest(self.run, generation.number, corpus, total)
         self.run.store.put(f"facts/{generation.number}.json", json.dumps(scheduler.times, indent=1).encode())
@@ -148,6 +151,7 @@ class Runner:
             "plan_digest": self.plan.digest, "allow": list(self.allow), "cautions": plan.cautions,
             "corpus": corpus, "funnel": total,
             "by_stage": [list(item) for item in self._by_stage(generation, scheduler)],
+            "profiles": profiles(scheduler.heads.values()),
             "heads": _heads(generation, scheduler), "passes": sorted(scheduler.passes),
             "failed": {str(unit): why for unit, why in sorted(scheduler.failed.items())},
         })  # fmt: skip

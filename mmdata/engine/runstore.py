@@ -3,6 +3,7 @@
 run.json                        plan name and source: whose folder this is
 generations/N.json              what a run was asked: plan, options, partitions; written before work starts
 columns/KEY/PARTITION.n.parquet column files of named rows; n counts additions to the same key
+columns/KEY/PARTITION.n.*.npy   embeddings beside a column file, one line a row of it
 payload/KEY/STAGE/              payload sets
 tasks/KEY.json .parquet         records of tasks, and the fates of their rows
 passes/KEY/                     what passes of GlobalFilters and Sinks wrote
@@ -22,11 +23,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmdata.engine.beside import Beside, joined, put_beside
 from mmdata.engine.columns import DIGEST, ColumnFile, parquet_bytes
 from mmdata.engine.held import ROUND
 from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
+from mmdata.schema import PROFILE
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
@@ -150,7 +153,7 @@ class RunStore:
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
             source = self.store.path(name) if isinstance(self.store, LocalStore) else pa.BufferReader(self.store.read(name))
-            yield ColumnFile(source, partial(self.damaged, name))
+            yield ColumnFile(source, partial(self.damaged, name), partial(self._embeddings, name.removesuffix("parquet")))
             number += 1
 
     def held(self, key: str, ident: str) -> Iterator[pa.Table]:
@@ -158,13 +161,27 @@ class RunStore:
         return (file.read() for file in self.files(key, ident))
 
     def add_columns(self, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
-        """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers."""
-        noted = {name: value for name, value in (table.schema.metadata or {}).items() if name == DIGEST}
+        """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers.
+
+        Embeddings go beside it, first.
+        """
+        noted = {name: value for name, value in (table.schema.metadata or {}).items() if name in (DIGEST, PROFILE)}
         noted |= {ROUND: str(round_)} if round_ else {}
+        table, arrays = put_beside(table.replace_schema_metadata(noted or None))
         name = f"columns/{key}/{ident}.{number}.parquet"
         with step("columns"):
-            if not self.store.create(name, parquet_bytes(table.replace_schema_metadata(noted or None))):
+            for array in arrays:
+                self.store.create_same(f"columns/{key}/{ident}.{number}.{array.name}", array.data)
+            if not self.store.create(name, parquet_bytes(table)):
                 raise PartitionError(f"{self.url}/{name}: another attempt has got there first; the next goes on from it")
+
+    def _embeddings(self, stem: str, flags: pa.ChunkedArray, told: Beside) -> pa.Array:
+        """Return the embeddings that lie beside a column file, named `stem` and what the file says."""
+        name = f"{stem}{told['file']}"
+        try:
+            return joined(flags, self.store.read(name), told)
+        except (ValueError, EOFError, FileNotFoundError) as error:
+            raise self.damaged(name, error) from error
 
     def settle(self, folder: str) -> None:
         """Let the names in a folder reach the disk: one that was found may be of a writer killed before it saw to that."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from mmdata.clock import Clock
 from mmdata.engine.flights import Flights
 from mmdata.engine.keys import keys_of, short
-from mmdata.engine.ledger import Ledger
+from mmdata.engine.ledger import Ledger, several
 from mmdata.engine.passes import (
     close_round,
     folder_of,
@@ -108,7 +108,9 @@ class Scheduler:
         step = len(plan.stages)
         # The manifest of a corpus names its plan, so another plan makes another corpus, though its samples be the same.
         asked = plan.sink.model_dump(mode="json", exclude=plan.sink.not_in_key)
-        stage_key = short([plan.sink.name, plan.sink.version, asked, plan.digest])
+        # Numbers of several profiles are told of in it, too.
+        mixed = several(self.heads.values())
+        stage_key = short([plan.sink.name, plan.sink.version, asked, plan.digest, *([mixed] if mixed else [])])
         key = self._input_key(stage_key)
         records = self._passes(step, key, f"sink {plan.sink.name}")
         if self.missing:

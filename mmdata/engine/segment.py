@@ -2,9 +2,10 @@
 
 Work = rows needed minus rows held. Needed are the rows that no earlier stage judged out; held are those in column files
 under the step's key. Chunks of rows go through all steps together so that an image is decoded once; fates are settled in
-plan order afterwards.
+plan order afterwards. The images of the next chunk are made ready meanwhile (`pictures`).
 """
 
+import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,16 +16,18 @@ import pyarrow.compute as pc
 
 from mmdata.engine.careful import Answer, Careful, Direct
 from mmdata.engine.held import Piece
-from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
+from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.passes import verdicts_of
+from mmdata.engine.pictures import Picture, Pictures
+from mmdata.engine.splitting import children_of
 from mmdata.engine.state import CHILD_BITS, State
-from mmdata.engine.view import LazyJail, PartitionView, result_fields, source_rows
-from mmdata.errors import PartitionError, RecordError
-from mmdata.plan import Segment, Step
-from mmdata.schema import IMAGE, OUTCOME, PAYLOAD_COLUMN, ROW
+from mmdata.engine.view import PartitionView, result_fields, source_rows
+from mmdata.engine.worker_cache import WorkerCache
+from mmdata.errors import PartitionError, RecordError, ShapeError
+from mmdata.plan import Segment, Step, written
+from mmdata.schema import IMAGE, OUTCOME, PAYLOAD_COLUMN, PROFILE, ROW
 from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Map, Place, Split
-from mmdata.storage import digest_json
 
 IMAGE_CHUNK = 64
 CHUNK = 8192
@@ -34,13 +37,14 @@ QUICK_CHUNK = 65_536  # of stages that look at columns alone, and fast
 class SegmentRun:
     """Runs one segment over one partition and says what came of it."""
 
-    def __init__(self, view: PartitionView, segment: Segment, caller: Direct | Careful, jail: LazyJail) -> None:
-        self.view, self.segment, self.caller, self.jail = view, segment, caller, jail
+    def __init__(self, view: PartitionView, segment: Segment, caller: Direct | Careful, cache: WorkerCache) -> None:
+        self.view, self.segment, self.caller, self.cache = view, segment, caller, cache
         self.fresh: dict[int, list[pa.Table]] = {}
         self.work: dict[int, dict[str, int]] = {}
         self.tried: Counter[int] = Counter()
         self.seconds: defaultdict[int, float] = defaultdict(float)
         self.digests: dict[str, str] = {}
+        self.profiles: defaultdict[int, set[str]] = defaultdict(set)
 
     def run(self, state: State | None, verdicts: str | None) -> State:
         """Return the fates after this segment; `verdicts` says where those of the GlobalFilter lie that opens it."""
@@ -75,58 +79,110 @@ class SegmentRun:
         return state
 
     def _compute(self, state: State, group: list[Step]) -> None:
-        """Compute what is missing, chunk by chunk through all steps of the group, and write it."""
-        self.fresh = {step.index: [] for step in group}
-        for chunk in self._chunks(state.alive, group):
-            rows, images = chunk, _Images(self.view, self.jail, trust=isinstance(self.caller, Direct))
-            for step in group:
-                held = self.view.held(step.index)
-                missing = held.missing(rows)
-                if len(missing):
-                    started = time.monotonic()
-                    table = held.recovered(self._step(step, missing, images))
-                    self.seconds[step.index] += time.monotonic() - started
-                    self.tried[step.index] += len(missing)
-                    self.fresh[step.index].append(table)
-                    held.add(table)
-                rows = self._still_alive(step, rows)
+        """Compute what is missing and write it; where a model's batch was too large for the memory, all of it once more."""
+        while True:
+            self.fresh = {step.index: [] for step in group}
+            try:
+                self._compute_chunks(state, group)
+            except ShapeError:
+                for step in group:
+                    self.view.forget(step.index)
+                    self.profiles.pop(step.index, None)
+                    self.tried[step.index] = 0
+                continue
+            break
         for step in group:
             self._write(step)
+
+    def _compute_chunks(self, state: State, group: list[Step]) -> None:
+        """Compute what is missing, chunk by chunk through all steps of the group."""
+        ahead = self._looking_ahead(state.alive, group)
+        pictures = self._pictures(ahead, group)
+        chunks = list(self._chunks(state.alive, group))
+        for place, chunk in enumerate(chunks):
+            for soon in chunks[place : place + 2] if isinstance(self.caller, Direct) else ():
+                self._begin(pictures, ahead, soon)
+            rows = chunk
+            for step in group:
+                rows = self._compute_step(step, rows, pictures)
+            pictures.forget(chunk.tolist())
+
+    def _compute_step(self, step: Step, rows: np.ndarray, pictures: Pictures) -> np.ndarray:
+        """Compute what a step misses of rows; return those that go on to the next."""
+        held = self.view.held(step.index)
+        missing = held.missing(rows)
+        if len(missing):
+            started = time.monotonic()
+            together = isinstance(step.stage, Map) and step.stage.documents
+            table = self._step(step, rows if together else missing, pictures)
+            table = held.recovered(table.filter(np.isin(table.column(ROW).to_numpy(), missing)) if together else table)
+            self.seconds[step.index] += time.monotonic() - started
+            self.tried[step.index] += len(missing)
+            self.fresh[step.index].append(table)
+            held.add(table)
+        return self._still_alive(step, rows)
+
+    def _looking_ahead(self, rows: np.ndarray, group: list[Step]) -> list[Step]:
+        """Return the steps that will look at images and have rows to do, up to where a Filter decides who else is looked at."""
+        stop = next((place for place, step in enumerate(group) if drops(step)), len(group))
+        own = {step.index for step in group}
+        looking = [step for step in group[:stop] if IMAGE in step.stage.reads() and step.sources[PAYLOAD_COLUMN] not in own]
+        return [step for step in looking if len(self.view.held(step.index).missing(rows))]
+
+    def _pictures(self, ahead: list[Step], group: list[Step]) -> Pictures:
+        prepares = {step.index: self.caller.prepare(self.view.keys[step.index], step.stage) for step in ahead}
+        known = {index: prepare for index, prepare in prepares.items() if prepare is not None}
+        bare = all(step.index in known for step in group if IMAGE in step.stage.reads())
+        threads = self.cache.threads(self.segment.resources.cpus)
+        trust = isinstance(self.caller, Direct)
+        return Pictures(self.view.run.store, self.cache.jails, threads, trust, known, bare)
+
+    def _begin(self, pictures: Pictures, ahead: list[Step], rows: np.ndarray) -> None:
+        """Let the images of a chunk be made ahead for the steps that miss them."""
+        for step in ahead:
+            missing = self.view.held(step.index).missing(rows)
+            payload = self.view.columns({PAYLOAD_COLUMN: step.sources[PAYLOAD_COLUMN]}, missing, step.space).column(
+                PAYLOAD_COLUMN
+            )
+            wanted = payload.is_valid().to_numpy() & ~self._videos(step, missing)
+            pictures.begin(missing[wanted].tolist(), payload.filter(pa.array(wanted)).to_pylist())
 
     def _chunks(self, rows: np.ndarray, group: list[Step]) -> Iterator[np.ndarray]:
         stage = group[0].stage
         if isinstance(stage, Map) and stage.whole:
             size = max(len(rows), 1)
         elif any(IMAGE in step.stage.reads() for step in group):
-            size = IMAGE_CHUNK
+            size = max([IMAGE_CHUNK, *(step.stage.rows_at_once() for step in group if isinstance(step.stage, Map))])
         else:
             size = QUICK_CHUNK if all(isinstance(step.stage, Filter) and step.stage.cheap for step in group) else CHUNK
+            size = max([size, *(step.stage.rows_at_once() for step in group if isinstance(step.stage, Map))])
         return (rows[start : start + size] for start in range(0, len(rows), size))
 
-    def _step(self, step: Step, rows: np.ndarray, images: "_Images") -> pa.Table:
+    def _step(self, step: Step, rows: np.ndarray, pictures: Pictures) -> pa.Table:
         """Run a step over rows that are not held; rows without media get nulls where a stage looks at media, videos at images."""
         table = self.view.batch_columns(step, rows)
-        asked, arrays, outcomes = self._asked(step, rows, table, images)
-        batch = Batch(table if len(asked) == len(rows) else table.take(pa.array(asked)), arrays, self._place(step))
+        asked, seen, outcomes = self._asked(step, rows, table, pictures)
+        prepared = [item.prepared[step.index] for item in seen] if step.index in pictures.prepares else None
+        images = [item.image for item in seen if item.image is not None and prepared is None]
+        batch = Batch(table if len(asked) == len(rows) else table.take(pa.array(asked)), images, self._place(step), prepared)
         result, poison = self._call(step, batch)
         outcomes |= {int(asked[place]): why for place, why in poison.items()}
         return self._answers(step, rows, np.delete(asked, list(poison)) if poison else asked, result, outcomes)
 
     def _asked(
-        self, step: Step, rows: np.ndarray, table: pa.Table, images: "_Images"
-    ) -> tuple[np.ndarray, list[np.ndarray], dict[int, str]]:
-        """Return the places of the rows that a stage is asked about, their pixels, and outcomes of rows that have none."""
+        self, step: Step, rows: np.ndarray, table: pa.Table, pictures: Pictures
+    ) -> tuple[np.ndarray, list[Picture], dict[int, str]]:
+        """Return the places of the rows that a stage is asked about, their images, and outcomes of rows that have none."""
         asked = np.arange(len(rows))
         if PAYLOAD_COLUMN in step.sources:
             asked = np.flatnonzero(table.column(PAYLOAD_COLUMN).is_valid().to_numpy())
         if IMAGE not in step.stage.reads():
             return asked, [], {}
         asked = asked[~self._videos(step, rows)[asked]]
-        decoded = images.get(rows[asked], table.column(PAYLOAD_COLUMN).take(pa.array(asked)))
-        pairs = list(zip(asked.tolist(), decoded, strict=True))
+        made = pictures.get(rows[asked].tolist(), table.column(PAYLOAD_COLUMN).take(pa.array(asked)).to_pylist())
+        pairs = zip(asked.tolist(), made, strict=True)
         outcomes = {place: item.outcome for place, item in pairs if isinstance(item, RecordError)}
-        arrays = [item for item in decoded if isinstance(item, np.ndarray)]
-        return asked[[isinstance(item, np.ndarray) for item in decoded]], arrays, outcomes
+        return asked[[isinstance(item, Picture) for item in made]], [item for item in made if isinstance(item, Picture)], outcomes
 
     def _answers(self, step: Step, rows: np.ndarray, asked: np.ndarray, result: pa.Table, outcomes: dict[int, str]) -> pa.Table:
         """Return what a stage said of the rows that it was asked about, with nulls for the others, and outcomes."""
@@ -164,6 +220,8 @@ class SegmentRun:
                 f"`{step.stage.name}` returned {result.num_rows} rows for {healthy}",
                 hint="a Map or Filter answers every row it is given, in order",
             )
+        if (profile := (result.schema.metadata or {}).get(PROFILE)) is not None:
+            self.profiles[step.index].add(profile.decode())
         if isinstance(step.stage, Filter) and step.stage.tag:
             result = pa.table({step.stage.flag(): result.column("reason").is_null()})
         return Answer(result, poison)
@@ -182,6 +240,12 @@ class SegmentRun:
         table = self.view.held(step.index).take(rows, ["reason", OUTCOME] if drops(step) else [OUTCOME])
         return rows[np.logical_and.reduce([column.is_null().to_numpy() for column in table.columns])]
 
+    def named_profiles(self) -> dict[str, list[str]]:
+        """Return the profiles of the columns of this segment, as JSON, that were computed with a model."""
+        steps = [step for step in self.segment.steps if self.profiles[step.index]]
+        fields = {field.name: step.index for step in steps for field in written(step.stage)}
+        return {name: sorted(self.profiles[index]) for name, index in fields.items() if not name.startswith("_")}
+
     def _write(self, step: Step) -> None:
         tables = self.fresh[step.index]
         self.work[step.index] = {"computed": self.tried[step.index]}
@@ -191,6 +255,10 @@ class SegmentRun:
             if not held.num_files:  # a digest is asked for of rows that lie in one file alone
                 table = self.view.noted(step.index, table)
                 held.pieces = [Piece(table)]
+            if self.profiles[step.index]:
+                table = table.replace_schema_metadata({
+                    **(table.schema.metadata or {}), PROFILE: json.dumps(sorted(self.profiles[step.index])),
+                })  # fmt: skip
             key, ident = self.view.keys[step.index], self.view.partition.ident
             self.view.run.add_columns(key, ident, held.num_files, table, held.round)
 
@@ -201,6 +269,7 @@ class SegmentRun:
             self.view.run.settle(f"columns/{self.view.keys[step.index]}")
         self.work[step.index]["needed"] = len(rows)
         self.digests[self.view.keys[step.index]] = self.view.digest(step.index, rows)
+        self.profiles[step.index] |= self.view.held(step.index).profiles
         settle_held(self.view, state, step, rows)
 
     def _split(self, state: State, step: Step) -> State:
@@ -209,7 +278,7 @@ class SegmentRun:
         missing = parents[~np.isin(parents, children_held(held) >> CHILD_BITS)]
         if len(missing):
             started = time.monotonic()
-            table, lost = self._children(step, missing)
+            table, lost = children_of(self.view, self.caller, step, missing)
             self.seconds[step.index] += time.monotonic() - started
             settle(self.view, state, step, lost, whole=False)
             parents = state.alive
@@ -222,54 +291,6 @@ class SegmentRun:
         self.work[step.index] = {"computed": len(missing), "needed": len(parents)}
         self.digests[self.view.keys[step.index]] = self.view.digest(step.index, children)
         return state.split(children, step.index)
-
-    def _children(self, step: Step, parents: np.ndarray) -> tuple[pa.Table, pa.Table]:
-        """Make the children of rows: their numbers hold their parents', blocks of a document stay in it.
-
-        Also return the verdicts on the parents that could not be split.
-        """
-        assert isinstance(step.stage, Split)
-        batch = Batch(self.view.batch_columns(step, parents))
-        (index, table), poison = self._split_call(step, batch)
-        if len(np.unique(index)) != len(parents) - len(poison) or np.any(np.diff(index) < 0):
-            raise PartitionError(f"`{step.stage.name}` must make one row or more of each parent, in order")
-        lost = verdict_table(
-            pa.chunked_array([parents[list(poison)]], pa.int64()), pa.chunked_array([list(poison.values())], pa.string())
-        )
-        within = np.arange(len(index)) - np.searchsorted(index, index)
-        rows = (parents[index] << CHILD_BITS) + within
-        homes = {name: self.view.homes_after(step.index)[name] for name in ("sample_id", "position", "document")}
-        old = self.view.columns(homes, parents, step.space).take(pa.array(index))
-        ids, places, blocks = (old.column(name).to_pylist() for name in ("sample_id", "position", "document"))
-        own = [
-            ident if block else digest_json([ident, int(number)])[:32]
-            for ident, block, number in zip(ids, blocks, within, strict=True)
-        ]
-        position = [place if block else 0 for place, block in zip(places, blocks, strict=True)]
-        columns = {field.name: table.column(field.name).cast(field.type) for field in step.stage.writes()}
-        ident = {"sample_id": pa.array(own, pa.string()), "position": pa.array(position, pa.int32())}
-        return pa.table({ROW: pa.array(rows), **ident, **columns}), lost
-
-    def _split_call(self, step: Step, batch: Batch) -> Answer:
-        result, poison = self.caller.call(self.view.keys[step.index], step.stage, batch)
-        if result is None:
-            result = np.zeros(0, dtype=np.int64), pa.schema(step.stage.writes()).empty_table()  # type: ignore[attr-defined]
-        return Answer(result, poison)
-
-
-class _Images:
-    """Decoded images of one chunk, shared by the steps that look at them."""
-
-    def __init__(self, view: PartitionView, jail: LazyJail, *, trust: bool) -> None:
-        self.view, self.jail, self.trust = view, jail, trust
-        self.decoded: dict[int, np.ndarray | RecordError] = {}
-
-    def get(self, rows: np.ndarray, payloads: pa.ChunkedArray) -> list[np.ndarray | RecordError]:
-        refs = payloads.to_pylist()
-        missing = [(row, ref) for row, ref in zip(rows.tolist(), refs, strict=True) if row not in self.decoded]
-        found = self.view.images([ref for _, ref in missing], self.jail, trust=self.trust)
-        self.decoded.update({row: image for (row, _), image in zip(missing, found, strict=True)})
-        return [self.decoded[row] for row in rows.tolist()]
 
 
 def _groups(steps: tuple[Step, ...]) -> list[list[Step]]:

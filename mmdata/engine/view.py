@@ -1,4 +1,4 @@
-"""One partition as a worker sees it: columns by name for given rows, wherever they were written, and decoded images."""
+"""One partition as a worker sees it: columns by name for given rows, wherever they were written."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +8,8 @@ from mmdata.engine.held import Held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
-from mmdata.errors import RecordError
-from mmdata.media import Jail, decode
 from mmdata.plan import Plan, Step, written
 from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
-from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.verbs import Filter, Split, Stage
 
 Retries = dict[str, list[list[str]]]
@@ -33,6 +30,10 @@ class PartitionView:
             files = list(self.run.files(self.keys[index], self.partition.ident))
             self._held[index] = Held(files, self._fields(index), self.retries.get(self.keys[index], ()))
         return self._held[index]
+
+    def forget(self, index: int) -> None:
+        """Forget what was computed of a step's columns and not written."""
+        self._held.pop(index, None)
 
     def _fields(self, index: int) -> list[pa.Field]:
         """Return the fields of a step's column files."""
@@ -102,42 +103,11 @@ class PartitionView:
         empty = self.held(index).empty
         return digest_table(table.select(empty.column_names).cast(empty.schema))
 
-    def images(self, payloads: list[dict[str, object]], jail: "LazyJail", *, trust: bool) -> list[np.ndarray | RecordError]:
-        """Decode payloads to upright RGB; a payload that cannot be decoded gives the error that its row ends with.
-
-        Without `trust` even bytes of our own making are decoded in the jail.
-        """
-        return [self._image(ref, jail, trust=trust) for ref in payloads]
-
-    def _image(self, ref: dict[str, object], jail: "LazyJail", *, trust: bool) -> np.ndarray | RecordError:
-        data = fetch_payload(self.run.store, ref)
-        try:
-            return decode(data) if trust and ref["trusted"] else jail.get().decode(data)
-        except RecordError as error:
-            return error
-
     def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
         if np.all(rows[1:] > rows[:-1]):
             return self.held(home).take(rows, names)
         unique, inverse = np.unique(rows, return_inverse=True)
         return self.held(home).take(unique, names).take(pa.array(inverse))
-
-
-class LazyJail:
-    """A jail that is started when the first untrusted image comes."""
-
-    def __init__(self) -> None:
-        self._jail: Jail | None = None
-
-    def get(self) -> Jail:
-        """Return the jail."""
-        self._jail = self._jail or Jail()
-        return self._jail
-
-    def close(self) -> None:
-        """End its child, if it was ever started."""
-        if self._jail is not None:
-            self._jail.close()
 
 
 def source_fields(plan: Plan) -> list[pa.Field]:

@@ -82,7 +82,7 @@ def _segment(task: Task, generation: Generation, seconds: dict[int, float], *, c
     caller = (
         Careful(run.store, task.job.allow, partition.ident, task.job.share) if task.careful else Direct(cache, confine=confine)
     )
-    work = SegmentRun(view, segment, caller, cache.jail)
+    work = SegmentRun(view, segment, caller, cache)
     try:
         state = work.run(state, task.verdicts)
     finally:
@@ -96,6 +96,7 @@ def _record(
     task: Task, generation: Generation, work: SegmentRun, state: State, data: bytes, before: dict[str, Any] | None
 ) -> dict[str, Any]:
     digests = {**(before["digests"] if before else {}), **work.digests}
+    profiles = {**(before.get("profiles", {}) if before else {}), **work.named_profiles()}
     state_digest = digest_bytes(data)
     steps = generation.plan.steps
     return {
@@ -103,6 +104,7 @@ def _record(
         **account(state),
         "steps": [{"stage": steps[index].stage.name, "index": index, **counts} for index, counts in work.work.items()],
         "state": state_digest, "digests": digests, "result": short([state_digest, digests]), "before": task.inputs.get(task.unit),
+        **({"profiles": profiles} if profiles else {}),
     }  # fmt: skip
 
 

@@ -1,6 +1,9 @@
 """Scorers: a small protocol, its implementations, and how a plan names one."""
 
-from mmdata.models.scorer import HashScorer, Scorer
-from mmdata.models.spec import TINY_CLIP, TINY_CLIP_FOLDER, OpenClip, ScorerSpec
+from mmdata.models.scorer import Fake, HashScorer, HashTowers, Scorer, ScorerModel, Towers
+from mmdata.models.spec import TINY_CLIP, TINY_CLIP_FOLDER, AnyScorer, OpenClip, ScorerSpec, scorers
 
-__all__ = ["TINY_CLIP", "TINY_CLIP_FOLDER", "HashScorer", "OpenClip", "Scorer", "ScorerSpec"]
+__all__ = [
+    "TINY_CLIP", "TINY_CLIP_FOLDER", "AnyScorer", "Fake", "HashScorer", "HashTowers", "OpenClip", "Scorer", "ScorerModel",
+    "ScorerSpec", "Towers", "scorers",
+]  # fmt: skip

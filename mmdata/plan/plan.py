@@ -38,7 +38,7 @@ class Segment:
     @cached_property
     def holds_model(self) -> bool:
         """True when one of the stages loads weights: its worker is worth keeping."""
-        return any(step.stage.weights() for step in self.steps)
+        return any(step.stage.holds_model() for step in self.steps)
 
     @property
     def label(self) -> str:
@@ -90,7 +90,7 @@ class Plan(Model):
         Licences and the meanings of columns belong to it: a corpus tells them.
         """
         places = [[source.label(), source.identity()] for source in self.source]
-        stages = [[stage.name, stage.version, stage.model_dump(mode="json", exclude=stage.not_in_key)] for stage in self.stages]
+        stages = [[stage.name, stage.version, stage.asked()] for stage in self.stages]
         sink = None if self.sink is None else spell(self.sink, self.sink.not_in_key)
         told = {"licences": self.licences, "columns": self.meanings}
         return digest_json({"name": self.name, "source": places, "stages": stages, "sink": sink, **told})
@@ -126,6 +126,16 @@ class Plan(Model):
     def meanings(self) -> dict[str, str]:
         """What every column holds that a corpus tells of, with its unit."""
         return {name: _meaning(column) for name, column in self.fields.items() if not name.startswith("_")}
+
+    @property
+    def makers(self) -> dict[str, dict[str, object]]:
+        """Who made each column that a stage added: the stage, its version, and the model's id and weights if it has one."""
+        found: dict[str, dict[str, object]] = {}
+        for stage in self.stages:
+            model = {} if stage.model() is None else {"model": stage.model(), "weights": list(stage.weights())}
+            maker: dict[str, object] = {"stage": stage.name, "version": stage.version, **model}
+            found |= {column.name: maker for column in written(stage) if not column.name.startswith("_")}
+        return found
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -170,6 +180,8 @@ class Plan(Model):
     def check(self) -> None:
         """Raise ConfigError unless every column that is read is written, once, with a fitting type."""
         _ = self.segments
+        for stage in self.stages:
+            stage.weights()  # refuses models that do not exist
         if self.sink is not None:
             self.sink.reads(self.fields)
             self._check_media()
@@ -206,7 +218,9 @@ def spell(item: Definition, without: Set[str] = frozenset()) -> dict[str, Any]:
 
 def load_plan(path: Path, base: Path | None = None) -> Plan:
     """Read and check a plan; paths in it are relative to `base`, by default to where the command runs."""
-    plan = parse_plan(read_yaml(path), base)
+    document = read_yaml(path)
+    plan = parse_plan(document, base)
+    _check_models(plan, document)
     plan.check()
     return plan
 
@@ -262,3 +276,12 @@ def _check_lines(plan: Plan, document: Document) -> None:
             pass
     except StepError as error:
         raise ConfigError(f"{document.where(('stages', error.index))}: {error.message}", hint=error.hint) from None
+
+
+def _check_models(plan: Plan, document: Document) -> None:
+    """Look for the models, and say on which line the stage stands whose model is not there."""
+    for index, stage in enumerate(plan.stages):
+        try:
+            stage.weights()
+        except ConfigError as error:
+            raise ConfigError(f"{document.where(('stages', index))}: {error.message}", hint=error.hint) from error

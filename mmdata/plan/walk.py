@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mmdata.errors import ConfigError, did_you_mean
-from mmdata.schema import BOXES, IMAGE, PAYLOAD_COLUMN
+from mmdata.schema import BOXES, IMAGE, PAYLOAD_COLUMN, is_embedding
 from mmdata.stages.verbs import Filter, GlobalFilter, Map, Source, Split, Stage
 
 MAX_SPLITS = 2  # a child's row number holds its ancestors' (20 bits a level)
@@ -54,6 +54,8 @@ def walk(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Step]:
                     hint=hint or did_you_mean(column, fields), index=index,
                 )  # fmt: skip
         _check_types(stage, fields, index)
+        if isinstance(stage, Map) and stage.documents:
+            _check_settled(stage, stages[:index], index)
         new = written(stage)
         clash = [field.name for field in new if field.name in fields]
         if clash and not isinstance(stage, Split):
@@ -94,6 +96,21 @@ def _check_types(stage: Stage, fields: dict[str, pa.Field], index: int) -> None:
     except ConfigError as error:
         raise StepError(error.message, hint=error.hint, index=index) from error
 
+    for column in stage.vectors():
+        if not is_embedding(fields[column].type):
+            hint = "name a column of embeddings, such as `clip_score: {embeddings: [image]}` writes"
+            raise StepError(f"`{stage.name}` needs embeddings, but `{column}` is {fields[column].type}", hint=hint, index=index)
+
+
+def _check_settled(stage: Stage, before: Sequence[Stage], index: int) -> None:
+    """Refuse a stage that looks at whole documents where new files can still change what is left of the old ones."""
+    later = next((other for other in before if isinstance(other, GlobalFilter)), None)
+    if later is not None:
+        raise StepError(
+            f"`{stage.name}` looks at whole documents, and new files can change which rows `{later.name}` leaves of them",
+            hint=f"put it before `{later.name}`", index=index,
+        )  # fmt: skip
+
 
 def cuts(before: Stage, after: Stage) -> bool:
     """Say whether two neighbouring stages run in different tasks."""
@@ -102,4 +119,4 @@ def cuts(before: Stage, after: Stage) -> bool:
     whole = any(isinstance(stage, Map) and stage.whole for stage in (before, after))
     mine, theirs = before.resources, after.resources
     held = (mine.cpus, mine.gpus) != (theirs.cpus, theirs.gpus)
-    return whole or held or bool(before.weights()) != bool(after.weights())
+    return whole or held or before.holds_model() != after.holds_model()

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,11 @@ from mmdata.storage import Store, digest_bytes
 
 @dataclass(frozen=True)
 class Finish:
-    """What a Sink's last step knows: the plan's facts, and the SHA-256 of each file that its units wrote."""
+    """What a Sink's last step knows: the plan's facts, and the SHA-256 of each file that its units wrote.
+
+    makers    by column: the stage that made it, its version, the model's id and the SHA-256 of its weights
+    profiles  by column whose numbers come from several: device, dtype, batch shape, threads and torch of each, as JSON
+    """
 
     plan_name: str
     plan_digest: str
@@ -25,6 +29,8 @@ class Finish:
     digests: dict[str, str]
     trusted: bool
     cautions: list[str]
+    makers: dict[str, dict[str, object]] = field(default_factory=dict)
+    profiles: dict[str, list[str]] = field(default_factory=dict)
 
 
 def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], splits: list[str], facts: Finish) -> None:
@@ -50,8 +56,10 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
         "trusted": facts.trusted,
         "samples": sum(sizes.values()), "blocks": len(arrays["blocks"]), "splits": splits, "shards": shards,
         "index": {name: digest for name, digest in sorted(digests.items()) if name.startswith("index/")},
-        "columns": facts.columns, "licences": facts.licences, "funnel": facts.funnel,
+        "columns": facts.columns, "makers": facts.makers, "licences": facts.licences, "funnel": facts.funnel,
         **({"cautions": facts.cautions} if facts.cautions else {}),
+        **({"profiles": {name: [json.loads(item) for item in items] for name, items in facts.profiles.items()}}
+           if facts.profiles else {}),
     })  # fmt: skip
     with step("corpus"):
         store.create_same(f"{folder}/{MANIFEST}", _json(manifest))

@@ -222,6 +222,7 @@ def _facts(corpus: Corpus, origin: dict[str, object]) -> dict[str, object]:
         cautions.append("the corpus that this was copied from had no checksums")
     return {
         "plan": corpus.manifest.plan, "plan_digest": digest_json(origin), "trusted": corpus.trusted, "reshard": origin,
-        **{key: corpus.facts.get(key, {}) for key in ("columns", "licences", "funnel")},
+        **{key: corpus.facts.get(key, {}) for key in ("columns", "makers", "licences", "funnel")},
         **({"cautions": cautions} if cautions else {}),
+        **({"profiles": corpus.facts["profiles"]} if "profiles" in corpus.facts else {}),
     }  # fmt: skip

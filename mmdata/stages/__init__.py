@@ -11,8 +11,10 @@ from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
+from mmdata.stages.match_texts import MatchTexts
 from mmdata.stages.measure import Measure
 from mmdata.stages.sample import Sample
+from mmdata.stages.score import Score
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
@@ -24,7 +26,8 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Block, Cap, ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, Sample, SplitCaptions, TextRules, Top,
+    Block, Cap, ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, MatchTexts, Measure, Sample, Score, SplitCaptions,
+    TextRules, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,

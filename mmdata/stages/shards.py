@@ -18,7 +18,7 @@ import xxhash
 from pydantic import Field, field_validator
 
 from mmdata.errors import ConfigError
-from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
+from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW, is_embedding
 from mmdata.shards.manifest import Finish, write_manifest
 from mmdata.shards.payloads import is_far, kind_of
 from mmdata.shards.sorting import sort_media
@@ -76,12 +76,13 @@ class Shards(Sink):
         return splits
 
     def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
-        """Read everything there is; further captions go along, unless an earlier stage made rows of them."""
+        """Read everything but embeddings; further captions go along, unless an earlier stage made rows of them."""
         if PAYLOAD_COLUMN not in fields:
             raise ConfigError("the sink writes media, but no stage gives `payload`", hint="add `download`, or a folder source")
         if self.group not in fields:
             raise ConfigError(f"the sink groups by `{self.group}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
-        return tuple(name for name in fields if name != "captions" or "caption_kind" not in fields)
+        told = [name for name, column in fields.items() if not is_embedding(column.type)]
+        return tuple(name for name in told if name != "captions" or "caption_kind" not in fields)
 
     def passes(self) -> tuple[Pass, ...]:
         """Records by order, then borders, then media by order if they are sorted, then one task a shard."""

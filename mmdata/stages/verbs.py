@@ -14,9 +14,9 @@ Trouble with one row is that row's outcome, never an exception.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -84,18 +84,38 @@ class Place:
 class Batch:
     """Rows for a stage: the columns it reads, and upright RGB arrays when it reads `image`.
 
-    table   columns named by `reads()`, and `_row`
-    images  (H, W, 3) uint8 each; empty unless `image` was asked for
+    table     columns named by `reads()`, and `_row`
+    images    (H, W, 3) uint8 each; empty unless `image` was asked for
+    prepared  what the stage's own `prepare` made of each image ahead of time; `images` is then empty
     """
 
     table: pa.Table
     images: Sequence[np.ndarray] = ()
     place: Place | None = None
+    prepared: Sequence[np.ndarray] | None = None
 
     @property
     def rows(self) -> pa.Array:
         """Row numbers, int64."""
         return self.table.column(ROW)
+
+
+@dataclass(frozen=True)
+class ImageWork:
+    """What a Map may open to when a part of its work on an image needs neither its model nor its other rows.
+
+    prepare  makes of an image (H, W, 3) uint8 what `work` needs of it, in any thread, while `work` is at the rows before
+    work     the Map's function; where a batch holds no `prepared`, it prepares the images itself
+    """
+
+    prepare: Callable[[np.ndarray], np.ndarray]
+    work: Callable[[Batch], pa.Table]
+
+    def __call__(self, batch: Batch) -> pa.Table:
+        """Answer a batch."""
+        if batch.prepared is None:
+            batch = replace(batch, prepared=[self.prepare(image) for image in batch.images])
+        return self.work(batch)
 
 
 MapFn = Callable[[Batch], pa.Table]
@@ -130,6 +150,18 @@ class Stage(Definition):
         """Return the SHA-256 of every weights file it loads; they are part of its key."""
         return ()
 
+    def holds_model(self) -> bool:
+        """Say whether it loads weights, without looking at them: its worker is worth keeping."""
+        return bool(self.weights())
+
+    def model(self) -> str | None:
+        """Return the id of the model it loads; manifests name it."""
+        return None
+
+    def asked(self) -> dict[str, Any]:
+        """Return the fields that decide what comes out, as JSON; they are part of its key."""
+        return self.model_dump(mode="json", exclude=self.not_in_key)
+
     def inputs(self) -> tuple[str, ...]:
         """Return the SHA-256 of every other file that decides what it gives; they are part of its key too."""
         return ()
@@ -153,12 +185,18 @@ class Stage(Definition):
         """Return itself with the paths of its files made absolute from `home`: workers may stand in another folder."""
         return self
 
+    def vectors(self) -> tuple[str, ...]:
+        """Return those of its columns that must hold embeddings."""
+        return ()
+
 
 class Map(Stage, ABC):
     """Adds columns."""
 
     # A whole-partition Map sees all its rows in one batch; the others see them in chunks.
     whole: ClassVar[bool] = False
+    # Its values depend on which rows of a document are there: it sees all of them, also where only some are missing.
+    documents: ClassVar[bool] = False
     # Outcomes that may not be final: `mmdata retry` asks about these rows again.
     transient: ClassVar[tuple[str, ...]] = ()
 
@@ -166,9 +204,16 @@ class Map(Stage, ABC):
     def writes(self) -> tuple[pa.Field, ...]:
         """Return the fields it adds."""
 
+    def rows_at_once(self) -> int:
+        """Return how many rows it likes to have in a batch: a multiple of its model's batch shape."""
+        return 1
+
     @abstractmethod
     def open(self, ctx: WorkerContext) -> MapFn:
-        """Return a function from a batch to a table of the written fields (and `_outcome`), row by row."""
+        """Return a function from a batch to a table of the written fields (and `_outcome`), row by row.
+
+        Where a model computes them, the table's metadata hold its `profile` (`mmdata.schema.PROFILE`) as JSON.
+        """
 
 
 class Filter(Stage, ABC):

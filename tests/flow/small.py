@@ -21,7 +21,7 @@ stages:
   - download: {image_size: 64, limits: {total_s: 2, host_interval_s: 0, retries: 0}}
   - measure
   - text_rules: {min_chars: 2, min_latin: 0.9}
-  - clip_score: {scorer: {open_clip: {batch: 8}}}
+  - clip_score: {scorer: {open_clip: {batch: 8}}, embeddings: [image]}
   - keep: {column: clip_score, at_least: 0.1, nulls: keep}
   - dedupe: {by: raw_sha256, best: clip_score}
 sink:

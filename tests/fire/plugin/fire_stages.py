@@ -4,12 +4,15 @@ import faulthandler
 import os
 import threading
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from mmdata.stages.verbs import Batch, Filter, FilterFn, Map, MapFn, Split, SplitFn, WorkerContext, judged
+from mmdata.schema import embedding, embedding_array
+from mmdata.stages.sources import Folder
+from mmdata.stages.verbs import Batch, Filter, FilterFn, Map, MapFn, SourceSlice, Split, SplitFn, WorkerContext, judged
 
 
 def spring(text: str | None) -> int:
@@ -88,3 +91,17 @@ class TrapSplit(Split):
             spring(text)
         index = np.repeat(np.arange(len(texts)), 2)
         return index, pa.table({"text": pa.array([f"{texts[i]}/{n % 2}" for n, i in enumerate(index)], pa.string())})
+
+
+class VectorFolder(Folder):
+    """A folder of images with a line of `vectors.npy` for each."""
+
+    name: ClassVar[str] = "vector_folder"
+
+    def fields(self) -> tuple[pa.Field, ...]:
+        return (*super().fields(), pa.field("vector", embedding(3)))
+
+    def read(self, part: SourceSlice) -> pa.Table:
+        vectors = np.load(Path(self.path) / "vectors.npy")[part.start : part.stop]
+        table = super().read(part)
+        return table.set_column(table.schema.get_field_index("vector"), "vector", embedding_array(vectors))
