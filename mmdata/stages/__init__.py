@@ -11,12 +11,15 @@ from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
+from mmdata.stages.language import Language
 from mmdata.stages.measure import Measure
 from mmdata.stages.sample import Sample
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
+from mmdata.stages.text_quality import DocumentQuality, TextQuality
 from mmdata.stages.text_rules import TextRules
+from mmdata.stages.text_statistics import TextStatistics
 from mmdata.stages.top import Top
 from mmdata.stages.url_list import UrlList
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
@@ -24,7 +27,9 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Block, Cap, ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, Measure, Sample, SplitCaptions, TextRules, Top,
+    Block, Cap, ClipScore,
+    Dedupe, DocumentQuality, Download, DownloadImg2dataset, Keep, Language, Measure, Sample,
+    SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,
