@@ -19,7 +19,7 @@ from mmdata.errors import ConfigError, did_you_mean
 from mmdata.plan.walk import Step, StepError, cuts, walk, written
 from mmdata.schema import IMAGE, PAYLOAD_COLUMN
 from mmdata.stages import engines_of, named
-from mmdata.stages.verbs import Definition, GlobalFilter, Resources, Sink, Source, Stage
+from mmdata.stages.verbs import Definition, GlobalFilter, Recipe, Resources, Sink, Source, Stage
 from mmdata.storage import digest_json
 
 
@@ -74,6 +74,11 @@ class Plan(Model):
         if not name or not all(char.isalnum() or char in "-_" for char in name):
             raise ValueError("a plan's name is letters, digits, - and _")
         return name
+
+    @field_validator("stages")
+    @classmethod
+    def _spelled_out(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        return tuple(part for stage in stages for part in parts_of(stage))
 
     @field_serializer("source", "stages")
     def _many(self, items: tuple[Definition, ...]) -> list[dict[str, Any]]:
@@ -170,8 +175,7 @@ class Plan(Model):
     def check(self) -> None:
         """Raise ConfigError unless every column that is read is written, once, with a fitting type."""
         _ = self.segments
-        if self.sink is not None:
-            self.sink.reads(self.fields)
+        if self.sink is not None and PAYLOAD_COLUMN in self.sink.reads(self.fields):
             self._check_media()
 
     @property
@@ -229,7 +233,7 @@ def parse_plan(document: Document, base: Path | None = None) -> Plan:
     parts = {"source": sources, "stages": stages, "sink": sink, "budget": budget}
     plan = build(Plan, document, (), {"name": value["name"], **parts})
     plan = plan if base is None else plan.located(base)
-    _check_lines(plan, document)
+    _check_lines(plan, document, [index for index, stage in enumerate(stages) for _ in parts_of(stage)])
     return plan
 
 
@@ -255,10 +259,15 @@ def _parse_one(document: Document, path: tuple[str | int, ...], verb: type[Defin
     return build(known[name], document, (*path, name), fields)
 
 
-def _check_lines(plan: Plan, document: Document) -> None:
-    """Check the columns, and say on which line the stage stands that cannot have one."""
+def parts_of(stage: Stage) -> tuple[Stage, ...]:
+    """Return what stands in a plan for a stage: itself, or the stages of a recipe."""
+    return stage.stages() if isinstance(stage, Recipe) else (stage,)
+
+
+def _check_lines(plan: Plan, document: Document, places: list[int]) -> None:
+    """Check the columns, and say on which line the stage stands that cannot have one; `places` are theirs in the document."""
     try:
         for _ in walk(plan.source, plan.stages):
             pass
     except StepError as error:
-        raise ConfigError(f"{document.where(('stages', error.index))}: {error.message}", hint=error.hint) from None
+        raise ConfigError(f"{document.where(('stages', places[error.index]))}: {error.message}", hint=error.hint) from None

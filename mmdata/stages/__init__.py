@@ -6,6 +6,15 @@ from importlib.metadata import entry_points
 from mmdata.stages.block import Block
 from mmdata.stages.cap import Cap
 from mmdata.stages.clip_score import ClipScore
+from mmdata.stages.datacomp import DataComp
+from mmdata.stages.datacomp_rules import (
+    DataCompEntities,
+    DataCompLanguage,
+    DataCompScore,
+    DataCompTarget,
+    DataCompText,
+    DataCompTop,
+)
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
@@ -13,10 +22,13 @@ from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetT
 from mmdata.stages.keep import Keep
 from mmdata.stages.language import Language
 from mmdata.stages.measure import Measure
+from mmdata.stages.nearest_centroid import NearestCentroid
+from mmdata.stages.pool import Pool
 from mmdata.stages.sample import Sample
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
+from mmdata.stages.subset import Subset
 from mmdata.stages.text_quality import DocumentQuality, TextQuality
 from mmdata.stages.text_rules import TextRules
 from mmdata.stages.text_statistics import TextStatistics
@@ -27,14 +39,14 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Block, Cap, ClipScore,
-    Dedupe, DocumentQuality, Download, DownloadImg2dataset, Keep, Language, Measure, Sample,
+    Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompScore, DataCompTarget, DataCompText,
+    DataCompTop, Dedupe, DocumentQuality, Download, DownloadImg2dataset, Keep, Language, Measure, NearestCentroid, Sample,
     SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
-    Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,
+    Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,
 )  # fmt: skip
-SINKS: tuple[type[Sink], ...] = (Shards,)
+SINKS: tuple[type[Sink], ...] = (Shards, Subset)
 
 
 @cache
