@@ -57,6 +57,9 @@ BASE_NAMES: tuple[str, ...] = tuple(column.name for column in ROW_COLUMNS)
 # Every source says of every row what it had to mend; the leading `_` keeps it out of the samples' JSON.
 REPAIRED = Column("_repaired", pa.string(), "names", "what was mended in the row's texts: nul, utf8, cut; null = nothing").field()
 
+# A pool's own text where that had to be mended, null elsewhere: DataComp's baselines judge what was published.
+PUBLISHED_TEXT = Column("_published", pa.string(), "text", "the text before it was mended; null where it was not").field()
+
 # Row number in its row space, and the outcome that a stage's own trouble gave to the row (null = fine).
 ROW = "_row"
 OUTCOME = "_outcome"

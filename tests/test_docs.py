@@ -9,11 +9,14 @@ import pyarrow as pa
 import pytest
 
 from mmdata.config import parse_yaml
+from mmdata.engine import Runner
+from mmdata.executors import InlineExecutor
 from mmdata.plan import parse_plan
 from mmdata.schema import ROW
 from mmdata.stages.verbs import Batch, Map, WorkerContext
 from mmdata.storage import open_store
 from tests.corpus import make_corpus
+from tests.pools import Row, write_assets, write_pool
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +50,23 @@ def test_the_readmes_own_list_is_a_plan() -> None:
     assert [source.label() for source in plan.source] == ["catalog:own"]
 
 
+def test_the_plans_for_datacomp_work(tmp_path: Path) -> None:
+    """The page's first plan runs, over a small pool and with stand-ins for its files; the second is one."""
+    pool = write_pool(tmp_path / "metadata", [[Row("there is a dog on the grass", l14=0.1 * n, near=n % 3) for n in range(1, 8)]])
+    assets = write_assets(tmp_path / "assets")
+    first, second = (text.replace("small/metadata", str(pool)) for text in blocks("docs/datacomp.md", "yaml"))
+    text = first.replace("assets/lid.176.bin", assets["language_model"])
+    text = text.replace("assets/small_centroids_l14.pt", assets["centroids"])
+    text = re.sub(r"assets/in1k_clip_vit_l14_([0-4])\.pt", lambda hit: assets["targets"][int(hit[1]) % 2], text)
+    result = Runner(parse_plan(parse_yaml(text, "first.yaml")), str(tmp_path / "run")).execute(InlineExecutor(), quiet=True)
+    found = np.load(tmp_path / "run/corpus/subset.npy")
+    # int(7 * 0.3) = 2: rows 7, 6 and 5 by score, of which 7 is near no target.
+    assert result.funnel["kept"] == len(found) == 2
+    plan = parse_plan(parse_yaml(second.replace("assets/lid.176.bin", assets["language_model"]), "second.yaml"))
+    plan.check()
+    assert [stage.name for stage in plan.stages] == ["datacomp_text", "language", "datacomp_language", "download", "measure"]
+
+
 def test_the_loaders_examples_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("web", "docs"):
         (tmp_path / name).mkdir()
@@ -72,6 +92,7 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
         "docs/loader.md",
         "docs/foreign-tars.md",
         "docs/exports.md",
+        "docs/datacomp.md",
     ):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert "://" in target or ((ROOT / name).parent / target).exists(), f"{name}: {target}"

@@ -3,9 +3,9 @@
 from mmdata.catalog.entry import Columns, Entry, load_entry
 from mmdata.catalog.files import list_files, open_list
 from mmdata.catalog.lists import ListFile, Raw, UnreadableError
-from mmdata.catalog.rows import Origin, clean_text, to_rows
+from mmdata.catalog.rows import Origin, clean_text, is_hex_id, to_rows
 
 __all__ = [
-    "Columns", "Entry", "ListFile", "Origin", "Raw", "UnreadableError", "clean_text", "list_files", "load_entry", "open_list",
-    "to_rows",
+    "Columns", "Entry", "ListFile", "Origin", "Raw", "UnreadableError", "clean_text", "is_hex_id", "list_files", "load_entry",
+    "open_list", "to_rows",
 ]  # fmt: skip

@@ -47,12 +47,15 @@ class _Block(NamedTuple):
     repairs: set[str]
 
 
-def to_rows(entry: Entry, chunks: Iterable[Raw], parts: dict[str, str], origin: Origin) -> pa.Table:
-    """Return rows with the base columns, what was mended in them, the carried columns and `_outcome`."""
+def to_rows(entry: Entry, chunks: Iterable[Raw], parts: dict[str, str], origin: Origin, *, any_url: bool = False) -> pa.Table:
+    """Return rows with the base columns, what was mended in them, the carried columns and `_outcome`.
+
+    With `any_url` a pair whose url cannot be one is no bad row: whoever fetches it will find out.
+    """
     schema = pa.schema([*BASE_FIELDS, REPAIRED, *entry.carried(), pa.field(OUTCOME, pa.string())])
     tables, seen = [schema.empty_table()], set[str]()
     for raw in chunks:
-        columns = _columns(entry, raw, parts)
+        columns = _columns(entry, raw, parts, any_url=any_url)
         picked = columns.pop("raw_row")
         ids = pa.array(_sample_ids(entry, _part(raw, parts, "sample_id"), origin, seen), pa.string())
         source = pa.array([origin.source] * len(picked), pa.string())
@@ -61,11 +64,11 @@ def to_rows(entry: Entry, chunks: Iterable[Raw], parts: dict[str, str], origin: 
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _columns(entry: Entry, raw: Raw, parts: dict[str, str]) -> dict[str, pa.Array]:
+def _columns(entry: Entry, raw: Raw, parts: dict[str, str], *, any_url: bool) -> dict[str, pa.Array]:
     """Return what a chunk's rows have but their ids and their source; `raw_row` says which row of the chunk each came from."""
     documents = entry.shape == "documents"
     repairs: list[set[str]] = [set() for _ in raw.bad]
-    blocks = list(_document_blocks(raw, parts) if documents else _pair_blocks(raw, parts))
+    blocks = list(_document_blocks(raw, parts) if documents else _pair_blocks(raw, parts, any_url=any_url))
     captions = _captions(entry, raw, repairs)
     carried, wrong = _carry(entry, raw, repairs)
     picked = pa.array([block.raw_row for block in blocks], pa.int64())
@@ -91,11 +94,11 @@ def _part(raw: Raw, parts: dict[str, str], part: str) -> list[Any]:
     return raw.columns[parts[part]] if part in parts else [None] * raw.num_rows
 
 
-def _pair_blocks(raw: Raw, parts: dict[str, str]) -> Iterator[_Block]:
+def _pair_blocks(raw: Raw, parts: dict[str, str], *, any_url: bool) -> Iterator[_Block]:
     columns = (_part(raw, parts, "url"), _part(raw, parts, "text"), raw.bad)
     for row, (url, text, bad) in enumerate(zip(*columns, strict=True)):
         repairs: set[str] = set()
-        wrong = bad or not _plausible(url) or not _is_text(text)
+        wrong = bad or not (any_url or _plausible(url)) or not _is_text(text)
         yield _Block(row, 0, _shown(url), clean_text(text, repairs) if isinstance(text, str) else None, wrong, repairs)
 
 
@@ -161,10 +164,15 @@ def _sample_ids(entry: Entry, own: list[Any], origin: Origin, seen: set[str]) ->
     """Return the id of each raw row. Blocks are held together by their document's id, so that may not repeat."""
     ids = []
     for row, value in enumerate(own, start=origin.first_row):
-        good = isinstance(value, str) and _HEX32.fullmatch(value) and not (entry.shape == "documents" and value in seen)
+        good = is_hex_id(value) and not (entry.shape == "documents" and value in seen)
         ids.append(value if good else _hash_id(origin, row))
         seen.add(ids[-1])
     return ids
+
+
+def is_hex_id(value: object) -> bool:
+    """Say whether a value is 32 lower-case hex digits: 128 bits that can name a sample."""
+    return isinstance(value, str) and _HEX32.fullmatch(value) is not None
 
 
 def _hash_id(origin: Origin, row: int) -> str:

@@ -10,7 +10,7 @@ from mmdata.engine.runstore import Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
 from mmdata.plan import Plan, Step, written
 from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
-from mmdata.stages.verbs import Filter, Split, Stage
+from mmdata.stages.verbs import Filter, Lender, Split, Stage
 
 Retries = dict[str, list[list[str]]]
 
@@ -55,12 +55,16 @@ class PartitionView:
     def columns(self, homes: dict[str, int], rows: np.ndarray, space: int) -> pa.Table:
         """Return columns for rows of a row space; a column from an earlier space comes from the row's ancestor."""
         found: dict[str, pa.ChunkedArray] = {ROW: pa.chunked_array([rows], pa.int64())}
+        lent = lent_names(self.plan)
         for home in dict.fromkeys(homes.values()):
             names = [name for name, where in homes.items() if where == home]
             ancestors = rows >> (CHILD_BITS * (space - self.home_space(home)))
-            table = self._take_repeated(home, ancestors, names)
-            found |= {name: table.column(name) for name in names}
-        return pa.table(found)
+            stored = [name for name in names if home != SOURCE or name not in lent]
+            table = self._take_repeated(home, ancestors, stored)
+            found |= {name: table.column(name) for name in stored}
+            if len(stored) < len(names):
+                found |= self._borrow(ancestors, [name for name in names if name not in stored])
+        return pa.table({name: found[name] for name in (ROW, *homes)})
 
     def batch_columns(self, step: Step, rows: np.ndarray) -> pa.Table:
         """Return the columns that a step reads, for rows of its space."""
@@ -103,6 +107,17 @@ class PartitionView:
         empty = self.held(index).empty
         return digest_table(table.select(empty.column_names).cast(empty.schema))
 
+    def _borrow(self, rows: np.ndarray, names: list[str]) -> dict[str, pa.ChunkedArray]:
+        """Return columns that the source keeps in its files; nulls where this partition's source has no such."""
+        source = self.plan.source[self.partition.source]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        kinds = {field.name: field.type for other in self.plan.source for field in other.fields()}
+        found = {name: pa.chunked_array([pa.nulls(len(rows), kinds[name])]) for name in names}
+        if isinstance(source, Lender) and (mine := [name for name in names if name in source.lends()]):
+            table = source.lend(self.partition.part, mine, unique).take(pa.array(inverse))
+            found |= {name: table.column(name) for name in mine}
+        return found
+
     def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
         if np.all(rows[1:] > rows[:-1]):
             return self.held(home).take(rows, names)
@@ -111,9 +126,14 @@ class PartitionView:
 
 
 def source_fields(plan: Plan) -> list[pa.Field]:
-    """Return the fields of the plan's rows: the base columns, then whatever any of its sources carries."""
+    """Return the fields of the plan's rows that are stored: the base columns, then whatever any of its sources carries."""
     found = {field.name: field for source in plan.source for field in source.fields()}
-    return [*BASE_FIELDS, *(field for name, field in found.items() if name not in BASE_NAMES)]
+    return [*BASE_FIELDS, *(field for name, field in found.items() if name not in (*BASE_NAMES, *lent_names(plan)))]
+
+
+def lent_names(plan: Plan) -> set[str]:
+    """Return the columns that sources keep in their files."""
+    return {name for source in plan.source if isinstance(source, Lender) for name in source.lends()}
 
 
 def result_fields(stage: Stage) -> list[pa.Field]:

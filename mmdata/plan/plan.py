@@ -19,7 +19,7 @@ from mmdata.errors import ConfigError, did_you_mean
 from mmdata.plan.walk import Step, StepError, cuts, walk, written
 from mmdata.schema import IMAGE, PAYLOAD_COLUMN
 from mmdata.stages import engines_of, named
-from mmdata.stages.verbs import Definition, GlobalFilter, Resources, Sink, Source, Stage
+from mmdata.stages.verbs import Definition, GlobalFilter, Recipe, Resources, Sink, Source, Stage
 from mmdata.storage import digest_json
 
 
@@ -74,6 +74,11 @@ class Plan(Model):
         if not name or not all(char.isalnum() or char in "-_" for char in name):
             raise ValueError("a plan's name is letters, digits, - and _")
         return name
+
+    @field_validator("stages")
+    @classmethod
+    def _spelled_out(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        return tuple(part for stage in stages for part in parts_of(stage))
 
     @field_serializer("source", "stages")
     def _many(self, items: tuple[Definition, ...]) -> list[dict[str, Any]]:
@@ -132,7 +137,7 @@ class Plan(Model):
         """Who made each column that a stage added: the stage, its version, and the model's id and weights if it has one."""
         found: dict[str, dict[str, object]] = {}
         for stage in self.stages:
-            model = {} if stage.model() is None else {"model": stage.model(), "weights": list(stage.weights())}
+            model = {} if stage.model_id() is None else {"model": stage.model_id(), "weights": list(stage.weights())}
             maker: dict[str, object] = {"stage": stage.name, "version": stage.version, **model}
             found |= {column.name: maker for column in written(stage) if not column.name.startswith("_")}
         return found
@@ -182,8 +187,7 @@ class Plan(Model):
         _ = self.segments
         for stage in self.stages:
             stage.weights()  # refuses models that do not exist
-        if self.sink is not None:
-            self.sink.reads(self.fields)
+        if self.sink is not None and PAYLOAD_COLUMN in self.sink.reads(self.fields):
             self._check_media()
 
     @property
@@ -219,14 +223,19 @@ def spell(item: Definition, without: Set[str] = frozenset()) -> dict[str, Any]:
 def load_plan(path: Path, base: Path | None = None) -> Plan:
     """Read and check a plan; paths in it are relative to `base`, by default to where the command runs."""
     document = read_yaml(path)
-    plan = parse_plan(document, base)
-    _check_models(plan, document)
+    plan, places = _parse(document, base)
+    _check_models(plan, document, places)
     plan.check()
     return plan
 
 
 def parse_plan(document: Document, base: Path | None = None) -> Plan:
     """Build a plan from a document; every mistake names its line."""
+    return _parse(document, base)[0]
+
+
+def _parse(document: Document, base: Path | None) -> tuple[Plan, list[int]]:
+    """Build a plan, and say of each of its stages which one of the document it came from."""
     value = document.value
     if not isinstance(value, dict):
         raise ConfigError(f"{document.where(())}: a plan is a mapping", hint="its keys are: name, source, stages, sink, budget")
@@ -243,8 +252,9 @@ def parse_plan(document: Document, base: Path | None = None) -> Plan:
     parts = {"source": sources, "stages": stages, "sink": sink, "budget": budget}
     plan = build(Plan, document, (), {"name": value["name"], **parts})
     plan = plan if base is None else plan.located(base)
-    _check_lines(plan, document)
-    return plan
+    places = [index for index, stage in enumerate(stages) for _ in parts_of(stage)]
+    _check_lines(plan, document, places)
+    return plan, places
 
 
 def _parse_list(document: Document, key: str, verb: type[Definition]) -> tuple[Any, ...]:
@@ -269,19 +279,24 @@ def _parse_one(document: Document, path: tuple[str | int, ...], verb: type[Defin
     return build(known[name], document, (*path, name), fields)
 
 
-def _check_lines(plan: Plan, document: Document) -> None:
-    """Check the columns, and say on which line the stage stands that cannot have one."""
+def parts_of(stage: Stage) -> tuple[Stage, ...]:
+    """Return what stands in a plan for a stage: itself, or the stages of a recipe."""
+    return stage.stages() if isinstance(stage, Recipe) else (stage,)
+
+
+def _check_lines(plan: Plan, document: Document, places: list[int]) -> None:
+    """Check the columns, and say on which line the stage stands that cannot have one; `places` are theirs in the document."""
     try:
         for _ in walk(plan.source, plan.stages):
             pass
     except StepError as error:
-        raise ConfigError(f"{document.where(('stages', error.index))}: {error.message}", hint=error.hint) from None
+        raise ConfigError(f"{document.where(('stages', places[error.index]))}: {error.message}", hint=error.hint) from None
 
 
-def _check_models(plan: Plan, document: Document) -> None:
+def _check_models(plan: Plan, document: Document, places: list[int]) -> None:
     """Look for the models, and say on which line the stage stands whose model is not there."""
-    for index, stage in enumerate(plan.stages):
+    for place, stage in zip(places, plan.stages, strict=True):
         try:
             stage.weights()
         except ConfigError as error:
-            raise ConfigError(f"{document.where(('stages', index))}: {error.message}", hint=error.hint) from error
+            raise ConfigError(f"{document.where(('stages', place))}: {error.message}", hint=error.hint) from error

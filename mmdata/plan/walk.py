@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mmdata.errors import ConfigError, did_you_mean
-from mmdata.schema import BOXES, IMAGE, PAYLOAD_COLUMN, is_embedding
+from mmdata.schema import BASE_NAMES, BOXES, IMAGE, PAYLOAD_COLUMN, is_embedding
 from mmdata.stages.verbs import Filter, GlobalFilter, Map, Source, Split, Stage
 
 MAX_SPLITS = 2  # a child's row number holds its ancestors' (20 bits a level)
@@ -57,7 +57,9 @@ def walk(sources: Sequence[Source], stages: Sequence[Stage]) -> Iterator[Step]:
         if isinstance(stage, Map) and stage.documents:
             _check_settled(stage, stages[:index], index)
         new = written(stage)
-        clash = [field.name for field in new if field.name in fields]
+        # What the source carries may be written anew: a pool's `original_width` is then that of what was downloaded.
+        fixed = {name for name, home in homes.items() if home >= 0 or name in (*BASE_NAMES, PAYLOAD_COLUMN)}
+        clash = [field.name for field in new if field.name in fixed]
         if clash and not isinstance(stage, Split):
             raise StepError(
                 f"`{stage.name}` writes `{clash[0]}`, which is there already", hint="drop one of the two", index=index

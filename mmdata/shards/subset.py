@@ -4,14 +4,19 @@ A subset is an array of 128-bit ids as two halves, `u8,u8`: a `.npy`, or the rec
 for k copies. Decided here: all is done by sorting and bisecting columns of 64-bit numbers, 16 to 50 bytes an id.
 """
 
+import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mmdata.errors import ConfigError
 from mmdata.shards.corpus import ID_DTYPE
 
+IDS = pa.schema([pa.field("f0", pa.uint64()), pa.field("f1", pa.uint64())])
 _MAGIC = b"\x93NUMPY"
 _FORMAT = "a subset is a `.npy` of dtype `u8,u8` with one dimension, as DataComp's `apply_filter.py` saves it"
 
@@ -47,6 +52,46 @@ def read_subset(path: Path) -> np.ndarray:
     return found
 
 
+def write_subset(path: Path, pieces: Iterable[np.ndarray], num_ids: int) -> str:
+    """Write ids, (n,) u8,u8 in order piece by piece, as `np.save` would write them all; return the file's SHA-256.
+
+    Nothing but a piece is held. Raises ValueError when the pieces are not `num_ids` ids in order.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(ID_DTYPE), "fortran_order": False, "shape": (num_ids,)}
+    )
+    digest, last, left = hashlib.sha256(header.getvalue()), np.zeros(0, ID_DTYPE), num_ids
+    with path.open("wb") as file:
+        file.write(header.getvalue())
+        for piece in pieces:
+            digest.update(piece.tobytes())
+            file.write(piece.tobytes())
+            ends, left = np.concatenate([last, piece]), left - len(piece)
+            if not in_order(ends):
+                raise ValueError("the ids of a subset are not in order")
+            last = ends[-1:]
+    if left:
+        raise ValueError(f"{num_ids} ids were promised, {num_ids - left} came")
+    return digest.hexdigest()
+
+
+def ids_of(sample_ids: pa.Array) -> pa.Table:
+    """Return 128-bit ids, texts of 32 hex digits, as two columns of 64 bits, `f0` the upper half."""
+    data = bytes.fromhex("".join(sample_ids.to_pylist()))
+    halves = np.frombuffer(data, ">u8").reshape(-1, 2).astype(np.uint64)
+    return pa.table([pa.array(halves[:, 0]), pa.array(halves[:, 1])], IDS)
+
+
+def sorted_ids(table: pa.Table) -> np.ndarray:
+    """Return ids that `ids_of` gave in order, (n,) u8,u8; repeats are kept."""
+    high, low = (table.column(name).to_numpy() for name in IDS.names)
+    order = np.lexsort((low, high))
+    found = np.empty(len(order), ID_DTYPE)
+    found["f0"], found["f1"] = high[order], low[order]
+    return found
+
+
 def match(ids: np.ndarray, subset: np.ndarray) -> Matched:
     """Count how often each id of a corpus is in a subset, sorted or not; both are u8,u8."""
     high, low, repeats = _distinct(subset)
@@ -70,10 +115,16 @@ def turns(ids: np.ndarray) -> np.ndarray:
     return found
 
 
+def in_order(ids: np.ndarray) -> bool:
+    """Say whether ids, (n,) u8,u8, stand in order; repeats may follow each other."""
+    high, low = ids["f0"], ids["f1"]
+    return bool(((high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] >= low[:-1]))).all())
+
+
 def _distinct(subset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the distinct ids in order, as two columns, and how often each comes."""
     high, low = np.ascontiguousarray(subset["f0"]), np.ascontiguousarray(subset["f1"])
-    if not ((high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] >= low[:-1]))).all():
+    if not in_order(subset):
         order = np.lexsort((low, high))
         high, low = high[order], low[order]
     starts = np.flatnonzero(_new(high, low))

@@ -6,19 +6,34 @@ from importlib.metadata import entry_points
 from mmdata.stages.block import Block
 from mmdata.stages.cap import Cap
 from mmdata.stages.clip_score import ClipScore
+from mmdata.stages.datacomp import DataComp
+from mmdata.stages.datacomp_rules import (
+    DataCompEntities,
+    DataCompLanguage,
+    DataCompScore,
+    DataCompTarget,
+    DataCompText,
+    DataCompTop,
+)
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
+from mmdata.stages.language import Language
 from mmdata.stages.match_texts import MatchTexts
 from mmdata.stages.measure import Measure
+from mmdata.stages.nearest_centroid import NearestCentroid
+from mmdata.stages.pool import Pool
 from mmdata.stages.sample import Sample
 from mmdata.stages.score import Score
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Catalog, Folder
 from mmdata.stages.split_captions import SplitCaptions
+from mmdata.stages.subset import Subset
+from mmdata.stages.text_quality import DocumentQuality, TextQuality
 from mmdata.stages.text_rules import TextRules
+from mmdata.stages.text_statistics import TextStatistics
 from mmdata.stages.top import Top
 from mmdata.stages.url_list import UrlList
 from mmdata.stages.verbs import Definition, Sink, Source, Stage
@@ -26,13 +41,14 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Block, Cap, ClipScore, Dedupe, Download, DownloadImg2dataset, Keep, MatchTexts, Measure, Sample, Score, SplitCaptions,
-    TextRules, Top,
+    Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompScore, DataCompTarget, DataCompText,
+    DataCompTop, Dedupe, DocumentQuality, Download, DownloadImg2dataset, Keep, Language, MatchTexts, Measure, NearestCentroid,
+    Sample, Score, SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
-    Catalog, EmbeddedImages, Folder, Img2datasetFolder, UrlList, WebdatasetTars,
+    Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,
 )  # fmt: skip
-SINKS: tuple[type[Sink], ...] = (Shards,)
+SINKS: tuple[type[Sink], ...] = (Shards, Subset)
 
 
 @cache

@@ -70,7 +70,7 @@ class MatchTexts(Map):
         """Say whether it loads weights: all but the fake does."""
         return not self.scorer.fake
 
-    def model(self) -> str | None:
+    def model_id(self) -> str | None:
         """Return the model's id."""
         return self.scorer.label()
 

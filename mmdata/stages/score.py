@@ -37,7 +37,7 @@ class Score(Map):
         """Return the digests of the scorer's files."""
         return self.by.digests()
 
-    def model(self) -> str | None:
+    def model_id(self) -> str | None:
         """Return the scorer's id."""
         return self.by.label()
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from mmdata.catalog import Entry, Origin, Raw, UnreadableError, clean_text, list_files, load_entry, open_list, to_rows
+from mmdata.catalog import Entry, ListFile, Origin, Raw, UnreadableError, clean_text, list_files, load_entry, open_list, to_rows
 from mmdata.catalog.files import file_digest, refuse_special
 from mmdata.catalog.text import MAX_LINE_CHARS
 from mmdata.errors import ConfigError, RunError, printable
@@ -60,29 +60,40 @@ class Listed(Source):
     def read(self, part: SourceSlice) -> pa.Table:
         """Return the rows of one slice."""
         origin = Origin(self.title, part.file, part.start)
-        other = not part.digest.startswith(_LEFT_OUT) and file_digest(self.root / part.file) != part.digest
+        other = not part.digest.startswith(_LEFT_OUT) and self._digest(self.root / part.file) != part.digest
         if other and not self.skip_unreadable:
             raise changed(self.root / part.file)
         list_file = open_list(self.definition, self.root / part.file)
         try:
             if not other and not part.digest.startswith(_LEFT_OUT):
-                return to_rows(self.definition, list_file.read(part.start, part.stop), list_file.parts, origin)
+                return self._rows(list_file, part, origin)
         except UnreadableError as error:
             if not self.skip_unreadable:
                 raise RunError(error.message, hint=error.hint) from error
         return to_rows(self.definition, [Raw({}, [True] * (part.stop - part.start))], {}, origin)
 
+    def _rows(self, list_file: ListFile, part: SourceSlice, origin: Origin) -> pa.Table:
+        return to_rows(self.definition, list_file.read(part.start, part.stop), list_file.parts, origin)
+
+    def _digest(self, path: Path) -> str:
+        """Return what names the bytes that the rows of a list file come from."""
+        return file_digest(path)
+
+    def _count(self, path: Path) -> int:
+        """Return how many rows a list file has; refuse one that is not what it says."""
+        return open_list(self.definition, path).count()
+
     def _cut(self, path: Path) -> list[SourceSlice]:
         name, step = path.relative_to(self.root).as_posix(), self.partition_rows
         try:
-            rows = open_list(self.definition, path).count()
+            rows = self._count(path)
         except UnreadableError as error:
             if not self.skip_unreadable:
                 raise
             warnings.warn(printable(f"{error.message}; the file is left out and counts as one bad row"), stacklevel=2)
             stat = path.stat()
             return [SourceSlice(f"{_LEFT_OUT}{stat.st_size} {stat.st_mtime_ns}", name, 0, 1)]
-        digest = file_digest(path)
+        digest = self._digest(path)
         return [SourceSlice(digest, name, start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

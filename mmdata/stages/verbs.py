@@ -1,13 +1,14 @@
 """The six verbs. A stage is an immutable model whose fields are its YAML keys; it holds nothing live.
 
-    Source        a catalog entry, cut into partitions
+    Source        a catalog entry, cut into partitions (a Lender: some of its columns stay in its files)
     Map           adds columns: values for the given rows
     Filter        judges rows; adds no column (with `tag: true` it writes a flag instead of dropping)
     Split         one row becomes several in a new row space
     GlobalFilter  judges rows with all partitions in sight, by a short list of passes
     Sink          writes what was kept
 
-A stage adds columns or judges rows, never both. `open` runs once per worker; what it returns runs once per batch.
+A stage adds columns or judges rows, never both. A Recipe is a name for several stages: a plan holds these in its place.
+`open` runs once per worker; what it returns runs once per batch.
 Trouble with one row is that row's outcome, never an exception.
 """
 
@@ -154,7 +155,7 @@ class Stage(Definition):
         """Say whether it loads weights, without looking at them: its worker is worth keeping."""
         return bool(self.weights())
 
-    def model(self) -> str | None:
+    def model_id(self) -> str | None:
         """Return the id of the model it loads; manifests name it."""
         return None
 
@@ -187,6 +188,18 @@ class Stage(Definition):
 
     def vectors(self) -> tuple[str, ...]:
         """Return those of its columns that must hold embeddings."""
+        return ()
+
+
+class Recipe(Stage, ABC):
+    """A name for several stages: whoever writes it gets these."""
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages that stand for it, in order."""
+
+    def reads(self) -> tuple[str, ...]:
+        """Read nothing by itself."""
         return ()
 
 
@@ -393,6 +406,18 @@ class Source(Definition, ABC):
     @abstractmethod
     def read(self, part: SourceSlice) -> pa.Table:
         """Return the rows of one partition, with `_outcome`."""
+
+
+class Lender(Source, ABC):
+    """A source of which some columns are not copied: they are read from its files for the rows that a stage asks about."""
+
+    @abstractmethod
+    def lends(self) -> tuple[str, ...]:
+        """Return the names of these columns; they are among its fields."""
+
+    @abstractmethod
+    def lend(self, part: SourceSlice, names: Sequence[str], rows: np.ndarray) -> pa.Table:
+        """Return such columns for rows of one partition: (N,) int64, counted from its first, ascending."""
 
 
 class Sink(Definition, ABC):
