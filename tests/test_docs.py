@@ -50,6 +50,14 @@ def test_the_readmes_own_list_is_a_plan() -> None:
     assert [source.label() for source in plan.source] == ["catalog:own"]
 
 
+def test_the_readmes_judgements_stand_in_a_plan() -> None:
+    demo = (ROOT / "pipelines/demo.yaml").read_text(encoding="utf-8")
+    stages = blocks("README.md", "yaml")[1]
+    text = re.sub(r"  - clip_score .*\n  - keep.*\n", lambda _: stages, demo)
+    plan = parse_plan(parse_yaml(text, "demo.yaml"), ROOT)
+    assert [stage.name for stage in plan.stages][4:] == ["language", "clip_score", "keep", "top", "dedupe"]
+
+
 def test_the_plans_for_datacomp_work(tmp_path: Path) -> None:
     """The page's first plan runs, over a small pool and with stand-ins for its files; the second is one."""
     pool = write_pool(tmp_path / "metadata", [[Row("there is a dog on the grass", l14=0.1 * n, near=n % 3) for n in range(1, 8)]])
