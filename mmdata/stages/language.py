@@ -52,6 +52,10 @@ class Language(Map):
         asset = language_model(self.model)
         return () if asset is None else (asset.sha256,)
 
+    def holds_model(self) -> bool:
+        """All but CLD3, whose package holds it, read a file."""
+        return self.model != GCLD3
+
     def open(self, ctx: WorkerContext) -> MapFn:
         """Load the model and return the detecting function."""
         found = detector(self.model)

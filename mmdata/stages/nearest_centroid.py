@@ -59,6 +59,10 @@ class NearestCentroid(Map):
         """Return the digests of centroids and target features."""
         return tuple(asset.sha256 for asset in self.files())
 
+    def holds_model(self) -> bool:
+        """It does."""
+        return True
+
     def cautions(self) -> tuple[str, ...]:
         """Return which files are not those that DataComp published."""
         return tuple(f"{asset.path.name} stands in for a file of DataComp's" for asset in self.files() if not asset.published)

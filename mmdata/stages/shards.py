@@ -18,7 +18,7 @@ import xxhash
 from pydantic import Field, field_validator
 
 from mmdata.errors import ConfigError
-from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW, is_embedding
+from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
 from mmdata.shards.manifest import Finish, write_manifest
 from mmdata.shards.payloads import is_far, kind_of
 from mmdata.shards.sorting import sort_media
@@ -81,7 +81,7 @@ class Shards(Sink):
             raise ConfigError("the sink writes media, but no stage gives `payload`", hint="add `download`, or a folder source")
         if self.group not in fields:
             raise ConfigError(f"the sink groups by `{self.group}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
-        told = [name for name, column in fields.items() if not is_embedding(column.type)]
+        told = [name for name, column in fields.items() if not pa.types.is_fixed_size_list(column.type)]
         return tuple(name for name in told if name != "captions" or "caption_kind" not in fields)
 
     def passes(self) -> tuple[Pass, ...]:

@@ -103,7 +103,8 @@ def test_a_baseline_keeps_what_the_oracle_keeps(
         (tmp_path / "gcld3.py").write_text(GCLD3, encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
         executor = open_executor("serial")
-    source = PoolSource(path=str(pool.folder), features=("l14_img",) if "image" in name else (), partition_rows=700)
+    features = ("l14_img",) if "image" in name else ()
+    source = PoolSource(path=str(pool.folder), features=features, precision="float32", partition_rows=700)
     expected = keep(name, pool.files, assets, **options)
     try:
         found = subset_of(source, tmp_path / "run", {**fields_of(name, home, assets), **options}, executor)
