@@ -16,22 +16,47 @@ import pyarrow.parquet as pq
 
 from mmdata.schema import OUTCOME, ROW
 
-DIGEST = b"digest"
+DIGEST, FIRST = b"digest", b"first_row"  # what a file notes: digest of its rows; the first of them if none is missing after it
 _FEW = ("reason", OUTCOME)  # columns of few different texts
 
 
-def read_parquet(data: bytes) -> pa.Table:
-    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends."""
-    return pq.read_table(pa.BufferReader(data), use_threads=False, pre_buffer=False)
+def read_parquet(data: bytes, columns: Sequence[str] | None = None, coded: Sequence[str] = ()) -> pa.Table:
+    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends.
+
+    columns  by default all      coded  columns of texts that are wanted as a dictionary and places in it
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(coded), pre_buffer=False)
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a table as a parquet file; row numbers, which grow, are written as differences."""
-    names = [name for name in table.column_names if name != ROW]
-    encoding = {ROW: "DELTA_BINARY_PACKED"} if ROW in table.column_names else None
+    """Return a table as a parquet file: row numbers, which grow, as differences, and nothing that takes time without saving."""
+    options: dict[str, Any] = {"compression": "zstd"}
+    if not any(pa.types.is_nested(field.type) for field in table.schema):  # their parts have names of their own
+        measured = {field.name for field in table.schema if pa.types.is_floating(field.type)}  # they hardly ever repeat
+        options["compression"] = {name: "none" if name in measured else "zstd" for name in table.column_names}
+        options["use_dictionary"] = [name for name in table.column_names if name != ROW and name not in measured]
+        options["column_encoding"] = {ROW: "DELTA_BINARY_PACKED"} if ROW in table.column_names else None
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=names, column_encoding=encoding)
+    pq.write_table(table, buffer, write_statistics=False, **options)
     return buffer.getvalue()
+
+
+def growing(rows: np.ndarray) -> bool:
+    """Say whether each row number is above the one before."""
+    return bool(np.all(rows[1:] > rows[:-1]))
+
+
+def dense(rows: np.ndarray) -> bool:
+    """Say whether none is missing in between of row numbers that grow."""
+    return len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
+
+
+def places_in(sorted_: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return where rows stand, or would stand, among sorted ones without repeats."""
+    if dense(sorted_):
+        return np.asarray(np.clip(rows - sorted_[0], 0, len(sorted_)))
+    return np.asarray(np.searchsorted(sorted_, rows))
 
 
 class ColumnFile:
@@ -47,6 +72,14 @@ class ColumnFile:
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(error) from error
         self.metadata: dict[bytes, bytes] = self._file.schema_arrow.metadata or {}
+
+    def rows(self) -> np.ndarray:
+        """Return the row numbers, (N,) int64, as they lie."""
+        if FIRST in self.metadata:
+            first = int(self.metadata[FIRST])
+            return np.arange(first, first + self._file.metadata.num_rows)
+        rows: np.ndarray = self.read([ROW]).column(ROW).to_numpy()
+        return rows
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
         """Return columns, by default all."""
@@ -113,7 +146,7 @@ def _feed(sink: Any, array: pa.Array) -> None:  # noqa: ANN401 - hashlib names n
 
 def _numbers(array: pa.Array) -> bytes | np.ndarray:
     values: np.ndarray = pc.fill_null(array, pa.scalar(0, array.type)).to_numpy() if array.null_count else array.to_numpy()
-    if values.dtype == np.int64 and np.array_equal(values, np.arange(values[0], values[0] + len(values))):
+    if values.dtype == np.int64 and dense(values) and growing(values):
         return f"from {values[0]}".encode()  # as the rows of a partition are, mostly
     return np.ascontiguousarray(values)
 

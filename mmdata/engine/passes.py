@@ -173,7 +173,7 @@ def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[in
     if task.unit in task.inputs:
         record = run.record(task.inputs[task.unit])
         assert record is not None
-        state = State.from_bytes(run.state_of(record))
+        state = State.alive_in(run.state_of(record))
     else:  # a partition that was given up
         state = State.start(0, np.zeros(0, dtype=np.int64), [])
     if task.step < len(plan.stages):

@@ -22,11 +22,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmdata.engine.columns import DIGEST, ColumnFile, parquet_bytes
+from mmdata.engine.columns import DIGEST, FIRST, ColumnFile, dense, growing, parquet_bytes
 from mmdata.engine.held import ROUND
 from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
+from mmdata.schema import ROW
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
@@ -160,7 +161,9 @@ class RunStore:
     def add_columns(self, key: str, ident: str, number: int, table: pa.Table, round_: int = 0) -> None:
         """Create the next column file of a key and partition; `round_` says which round of `mmdata retry` it answers."""
         noted = {name: value for name, value in (table.schema.metadata or {}).items() if name == DIGEST}
-        noted |= {ROUND: str(round_)} if round_ else {}
+        noted |= {ROUND: str(round_).encode()} if round_ else {}
+        rows = table.column(ROW).to_numpy()
+        noted |= {FIRST: str(rows[0]).encode()} if dense(rows) and growing(rows) else {}
         name = f"columns/{key}/{ident}.{number}.parquet"
         with step("columns"):
             if not self.store.create(name, parquet_bytes(table.replace_schema_metadata(noted or None))):

@@ -28,7 +28,7 @@ from mmdata.storage import digest_json
 
 IMAGE_CHUNK = 64
 CHUNK = 8192
-QUICK_CHUNK = 65_536  # of stages that look at columns alone, and fast
+QUICK_CHUNK = 262_144  # of stages that look at columns alone, and fast
 
 
 class SegmentRun:

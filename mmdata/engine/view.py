@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from mmdata.engine.columns import DIGEST, digest_table
+from mmdata.engine.columns import DIGEST, digest_table, growing
 from mmdata.engine.held import Held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import Partition, RunStore
@@ -26,6 +26,7 @@ class PartitionView:
     ) -> None:
         self.run, self.plan, self.keys, self.partition, self.retries = run, plan, keys, partition, retries or {}
         self._held: dict[int, Held] = {}
+        self._pairs_only: set[int] = set()  # row spaces without a document
 
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
@@ -67,9 +68,12 @@ class PartitionView:
 
     def documents(self, state: State) -> Documents | None:
         """Return which rows of the current space are blocks of documents; null when none is."""
+        if state.space in self._pairs_only:
+            return None
         homes = self.homes_in(state.space)
         flags = self.columns({"document": homes["document"]}, state.rows, state.space).column("document").to_numpy()
         if not flags.any():
+            self._pairs_only.add(state.space)
             return None
         table = self.columns({name: homes[name] for name in ("sample_id", "media")}, state.rows, state.space)
         codes = np.unique(table.column("sample_id").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
@@ -117,7 +121,7 @@ class PartitionView:
             return error
 
     def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
-        if np.all(rows[1:] > rows[:-1]):
+        if growing(rows):
             return self.held(home).take(rows, names)
         unique, inverse = np.unique(rows, return_inverse=True)
         return self.held(home).take(unique, names).take(pa.array(inverse))

@@ -51,7 +51,7 @@ class Resources(Model):
         return max(self.call_s, self.row_s * rows)
 
 
-QUICK = Resources(row_s=0.01)  # for stages that look at columns alone: what hangs in them is found in minutes
+QUICK = Resources(row_s=0.002)  # for stages that look at columns alone: what hangs in them is found in minutes
 
 
 @dataclass
