@@ -102,12 +102,13 @@ class State:
 
     def to_bytes(self) -> bytes:
         """Return the fates as a parquet file."""
-        return parquet_bytes(self.table())
+        table = self._current(coded=True)
+        return parquet_bytes(table if not self.closed else pa.concat_tables([*self.closed, table.cast(pa.schema(FIELDS))]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "State":
         """Read what `to_bytes` wrote."""
-        table = read_parquet(data, coded=["reason"])
+        table = read_parquet(data, coded=["reason"])  # in whichever way it was written
         state, first = cls._standing(table)
         state.closed = [table.slice(0, first).cast(pa.schema(FIELDS))] if first else []
         current = table.slice(first).combine_chunks()
@@ -163,11 +164,13 @@ class State:
         codes: np.ndarray = own[coded.indices.to_numpy()]
         return codes
 
-    def _current(self) -> pa.Table:
+    def _current(self, *, coded: bool = False) -> pa.Table:
+        """Return the fates of the current space; `coded` reasons are those that the file is written from."""
         num = len(self.rows)
-        reason = pa.array(self.reasons, pa.string()).take(pa.array(self.code, mask=self.code < 0))
-        fates = [np.full(num, self.space, np.int8), self.rows, reason, self.stage]
-        return pa.table([*fates, *(self._told(field) for field in DETAILS)], pa.schema(FIELDS))
+        codes, names = pa.array(self.code, mask=self.code < 0), pa.array(self.reasons, pa.string())
+        reason = pa.DictionaryArray.from_arrays(codes, names) if coded else names.take(codes)
+        fates = [pa.array(np.full(num, self.space, np.int8)), pa.array(self.rows), reason, pa.array(self.stage)]
+        return pa.table([*fates, *(self._told(field) for field in DETAILS)], [field.name for field in FIELDS])
 
     def _told(self, field: pa.Field) -> pa.Array:
         """Return one of the details of every row's verdict."""

@@ -227,11 +227,11 @@ def score_keys(column: pa.ChunkedArray) -> Keys:
 
 def _float_keys(values: np.ndarray) -> np.ndarray:
     """Turn floats into integers of their order: all bits of a negative one flipped, else the sign's."""
-    bits, kind = 8 * values.dtype.itemsize, np.uint32 if values.dtype.itemsize == 4 else np.uint64
-    raw = values.view(kind)
-    negative = raw >> kind(bits - 1)
-    ordered = raw ^ (kind(0) - negative | kind(1 << bits - 1))
-    return np.asarray(ordered.astype(np.uint64) << np.uint64(64 - bits))
+    bits = 8 * values.dtype.itemsize
+    signed: np.ndarray = values.view(np.int32 if bits == 32 else np.int64)
+    flip = signed >> (bits - 1) | signed.dtype.type(-(1 << bits - 1))  # all ones for a negative number, else the sign alone
+    unsigned = (signed ^ flip).view(np.uint32 if bits == 32 else np.uint64)
+    return np.asarray(unsigned.astype(np.uint64) << np.uint64(64 - bits))
 
 
 def sample_hashes(ids: pa.ChunkedArray, seed: int) -> np.ndarray:
