@@ -62,6 +62,9 @@ OUTCOME = "_outcome"
 # Number of the row's partition, where rows of several come together.
 PARTITION = "_partition"
 
+# Reasons are few: the columns of Filters hold each name once, and places of names.
+REASON = pa.dictionary(pa.int32(), pa.string())
+
 VERDICT_FIELDS: tuple[pa.Field, ...] = (
     pa.field(ROW, pa.int64()),
     pa.field("reason", pa.string()),

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmdata.schema import OUTCOME, ROW
+from mmdata.schema import OUTCOME, REASON, ROW
 
 DIGEST, FIRST = b"digest", b"first_row"  # what a file notes: digest of its rows; the first of them if none is missing after it
 _FEW = ("reason", OUTCOME)  # columns of few different texts
+_MANY = 32
 
 
 def read_parquet(data: bytes, columns: Sequence[str] | None = None, coded: Sequence[str] = ()) -> pa.Table:
@@ -62,13 +63,13 @@ def places_in(sorted_: np.ndarray, rows: np.ndarray) -> np.ndarray:
 class ColumnFile:
     """A column file that was opened; its columns are read when they are asked for.
 
-    damaged  gives the error for a file that cannot be read back
+    damaged  gives the error for a file that cannot be read back      coded  its columns of type `REASON`
     """
 
-    def __init__(self, source: Any, damaged: Callable[[Exception], Exception]) -> None:  # noqa: ANN401 - a path or bytes of Arrow's
+    def __init__(self, source: Any, damaged: Callable[[Exception], Exception], coded: Sequence[str] = ()) -> None:  # noqa: ANN401 - a path, or bytes of Arrow's
         self._damaged = damaged
         try:
-            self._file = pq.ParquetFile(source, pre_buffer=False)
+            self._file = pq.ParquetFile(source, read_dictionary=list(coded), pre_buffer=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(error) from error
         self.metadata: dict[bytes, bytes] = self._file.schema_arrow.metadata or {}
@@ -101,9 +102,32 @@ def digest_table(table: pa.Table) -> str:
     return sink.hexdigest()
 
 
+def as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return an array as another type."""
+    if kind != REASON:
+        return array.cast(kind)
+    return array if array.type == kind else array.cast(pa.string()).dictionary_encode()
+
+
 def _coded(texts: pa.Array) -> Iterator[pa.Array]:
-    coded = texts.dictionary_encode()
-    yield from (coded.dictionary, coded.indices.cast(pa.int16()) if len(coded.dictionary) < 1 << 15 else coded.indices)
+    """Yield the different texts in the order of their first rows, and the place of each row's among them."""
+    if texts.null_count == len(texts):
+        yield texts.is_valid()
+        return
+    coded = as_type(texts, REASON)
+    codes = coded.indices.fill_null(-1).to_numpy()
+    used, first = np.unique(codes, return_index=True) if len(coded.dictionary) > _MANY else _firsts(codes, len(coded.dictionary))
+    order = used[np.argsort(first)]
+    order = order[order >= 0]
+    places = np.full(len(coded.dictionary) + 1, -1, np.int32)
+    places[order] = np.arange(len(order))
+    yield from (coded.dictionary.take(pa.array(order)), pa.array(places[codes]))
+
+
+def _firsts(codes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a few codes there are, and where each stands first."""
+    firsts = [(code, int(np.argmax(here))) for code in range(num) if (here := codes == code).any()]
+    return np.asarray([code for code, _ in firsts], np.int64), np.asarray([first for _, first in firsts], np.int64)
 
 
 def _leaves(array: pa.Array) -> Iterator[pa.Array]:

@@ -115,7 +115,7 @@ def verdicts_of(view: PartitionView, step: Step, name: str, state: State) -> pa.
         return verdicts_for(view.run, name, view.partition.number)
     key = name.rpartition("/")[0]
     verdicts = last.work(considered(view, step, state), value_before(passes, len(passes) - 1, key, view.run))
-    return verdicts.select([field.name for field in VERDICT_FIELDS]).cast(pa.schema(VERDICT_FIELDS))
+    return verdicts.select([field.name for field in VERDICT_FIELDS])
 
 
 def verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:

@@ -14,7 +14,7 @@ facts/ status.json lease/       facts that vary between runs: times, progress, w
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,12 +146,12 @@ class RunStore:
         found: dict[str, Any] = facts
         return found
 
-    def files(self, key: str, ident: str) -> Iterator[ColumnFile]:
-        """Yield the column files of a key and partition, opened, in the order they were added."""
+    def files(self, key: str, ident: str, coded: Sequence[str] = ()) -> Iterator[ColumnFile]:
+        """Yield the column files of a key and partition, opened, in the order they were added; `coded` as in ColumnFile."""
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
             source = self.store.path(name) if isinstance(self.store, LocalStore) else pa.BufferReader(self.store.read(name))
-            yield ColumnFile(source, partial(self.damaged, name))
+            yield ColumnFile(source, partial(self.damaged, name), coded)
             number += 1
 
     def held(self, key: str, ident: str) -> Iterator[pa.Table]:

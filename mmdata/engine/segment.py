@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.engine.careful import Answer, Careful, Direct
+from mmdata.engine.columns import as_type
 from mmdata.engine.held import Piece
 from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
 from mmdata.engine.keys import SOURCE
@@ -133,7 +134,7 @@ class SegmentRun:
         fields = [*result_fields(step.stage), pa.field(OUTCOME, pa.string())]
         if OUTCOME not in result.column_names:
             result = result.append_column(OUTCOME, pa.nulls(result.num_rows, pa.string()))
-        columns = [result.column(field.name).combine_chunks().cast(field.type) for field in fields]
+        columns = [as_type(result.column(field.name).combine_chunks(), field.type) for field in fields]
         if len(asked) < len(rows):
             spread = np.full(len(rows), -1)
             spread[asked] = np.arange(len(asked))

@@ -11,7 +11,7 @@ from mmdata.engine.state import CHILD_BITS, Documents, State
 from mmdata.errors import RecordError
 from mmdata.media import Jail, decode
 from mmdata.plan import Plan, Step, written
-from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
+from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, REASON, ROW
 from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.verbs import Filter, Split, Stage
 
@@ -31,8 +31,10 @@ class PartitionView:
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
         if index not in self._held:
-            files = list(self.run.files(self.keys[index], self.partition.ident))
-            self._held[index] = Held(files, self._fields(index), self.retries.get(self.keys[index], ()))
+            fields = self._fields(index)
+            coded = [field.name for field in fields if field.type == REASON]
+            files = list(self.run.files(self.keys[index], self.partition.ident, coded))
+            self._held[index] = Held(files, fields, self.retries.get(self.keys[index], ()))
         return self._held[index]
 
     def _fields(self, index: int) -> list[pa.Field]:
@@ -153,7 +155,7 @@ def source_fields(plan: Plan) -> list[pa.Field]:
 def result_fields(stage: Stage) -> list[pa.Field]:
     """Return the fields that a row-wise stage fills: a verdict for a Filter that drops, else the columns it adds."""
     if isinstance(stage, Filter) and not stage.tag:
-        return [pa.field("reason", pa.string()), pa.field("value", pa.float32())]
+        return [pa.field("reason", REASON), pa.field("value", pa.float32())]
     return list(written(stage))
 
 
