@@ -69,6 +69,9 @@ PARTITION = "_partition"
 # Metadata of a table: what the numbers in it depend on besides what was asked, as JSON.
 PROFILE = b"profile"
 
+# Reasons are few: the columns of Filters hold each name once, and places of names.
+REASON = pa.dictionary(pa.int32(), pa.string())
+
 VERDICT_FIELDS: tuple[pa.Field, ...] = (
     pa.field(ROW, pa.int64()),
     pa.field("reason", pa.string()),

@@ -15,25 +15,50 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmdata.engine.beside import Beside, named_beside
-from mmdata.schema import OUTCOME, ROW
+from mmdata.schema import OUTCOME, REASON, ROW
 
-DIGEST = b"digest"
+DIGEST, FIRST = b"digest", b"first_row"  # what a file notes: digest of its rows; the first of them if none is missing after it
 _FEW = ("reason", OUTCOME)  # columns of few different texts
+_MANY = 32
 
 
-def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends."""
-    names = None if columns is None else list(columns)
-    return pq.read_table(pa.BufferReader(data), columns=names, use_threads=False, pre_buffer=False)
+def read_parquet(data: bytes, columns: Sequence[str] | None = None, coded: Sequence[str] = ()) -> pa.Table:
+    """Read a small parquet file in this thread: Arrow's own threads must not hold Python's bytes when a process ends.
+
+    columns  by default all      coded  columns of texts that are wanted as a dictionary and places in it
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(coded), pre_buffer=False)
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a table as a parquet file; row numbers, which grow, are written as differences."""
-    names = [name for name in table.column_names if name != ROW]
-    encoding = {ROW: "DELTA_BINARY_PACKED"} if ROW in table.column_names else None
+    """Return a table as a parquet file: row numbers, which grow, as differences, and nothing that takes time without saving."""
+    options: dict[str, Any] = {"compression": "zstd"}
+    if not any(pa.types.is_nested(field.type) for field in table.schema):  # their parts have names of their own
+        measured = {field.name for field in table.schema if pa.types.is_floating(field.type)}  # they hardly ever repeat
+        options["compression"] = {name: "none" if name in measured else "zstd" for name in table.column_names}
+        options["use_dictionary"] = [name for name in table.column_names if name != ROW and name not in measured]
+        options["column_encoding"] = {ROW: "DELTA_BINARY_PACKED"} if ROW in table.column_names else None
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=names, column_encoding=encoding)
+    pq.write_table(table, buffer, write_statistics=False, **options)
     return buffer.getvalue()
+
+
+def growing(rows: np.ndarray) -> bool:
+    """Say whether each row number is above the one before."""
+    return bool(np.all(rows[1:] > rows[:-1]))
+
+
+def dense(rows: np.ndarray) -> bool:
+    """Say whether none is missing in between of row numbers that grow."""
+    return len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1
+
+
+def places_in(sorted_: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return where rows stand, or would stand, among sorted ones without repeats."""
+    if dense(sorted_):
+        return np.asarray(np.clip(rows - sorted_[0], 0, len(sorted_)))
+    return np.asarray(np.searchsorted(sorted_, rows))
 
 
 class ColumnFile:
@@ -41,6 +66,7 @@ class ColumnFile:
 
     damaged  gives the error for a file that cannot be read back
     beside   returns the embeddings of a column, of its flags and what the file says of the array that lies beside it
+    coded    its columns of type `REASON`
     """
 
     def __init__(
@@ -48,10 +74,11 @@ class ColumnFile:
         source: Any,  # noqa: ANN401 - a path or bytes of Arrow's
         damaged: Callable[[Exception], Exception],
         beside: Callable[[pa.ChunkedArray, Beside], pa.Array],
+        coded: Sequence[str] = (),
     ) -> None:
         self._damaged, self._beside = damaged, beside
         try:
-            self._file = pq.ParquetFile(source, pre_buffer=False)
+            self._file = pq.ParquetFile(source, read_dictionary=list(coded), pre_buffer=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(error) from error
         self.metadata: dict[bytes, bytes] = self._file.schema_arrow.metadata or {}
@@ -59,6 +86,14 @@ class ColumnFile:
     def named(self, kind: pa.DataType) -> list[str]:
         """Return the names of the columns of a type."""
         return [field.name for field in self._file.schema_arrow if field.type == kind]
+
+    def rows(self) -> np.ndarray:
+        """Return the row numbers, (N,) int64, as they lie."""
+        if FIRST in self.metadata:
+            first = int(self.metadata[FIRST])
+            return np.arange(first, first + self._file.metadata.num_rows)
+        rows: np.ndarray = self.read([ROW]).column(ROW).to_numpy()
+        return rows
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
         """Return columns, by default all."""
@@ -83,9 +118,32 @@ def digest_table(table: pa.Table) -> str:
     return sink.hexdigest()
 
 
+def as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return an array as another type."""
+    if kind != REASON:
+        return array.cast(kind)
+    return array if array.type == kind else array.cast(pa.string()).dictionary_encode()
+
+
 def _coded(texts: pa.Array) -> Iterator[pa.Array]:
-    coded = texts.dictionary_encode()
-    yield from (coded.dictionary, coded.indices.cast(pa.int16()) if len(coded.dictionary) < 1 << 15 else coded.indices)
+    """Yield the different texts in the order of their first rows, and the place of each row's among them."""
+    if texts.null_count == len(texts):
+        yield texts.is_valid()
+        return
+    coded = as_type(texts, REASON)
+    codes = coded.indices.fill_null(-1).to_numpy()
+    used, first = np.unique(codes, return_index=True) if len(coded.dictionary) > _MANY else _firsts(codes, len(coded.dictionary))
+    order = used[np.argsort(first)]
+    order = order[order >= 0]
+    places = np.full(len(coded.dictionary) + 1, -1, np.int32)
+    places[order] = np.arange(len(order))
+    yield from (coded.dictionary.take(pa.array(order)), pa.array(places[codes]))
+
+
+def _firsts(codes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a few codes there are, and where each stands first."""
+    firsts = [(code, int(np.argmax(here))) for code in range(num) if (here := codes == code).any()]
+    return np.asarray([code for code, _ in firsts], np.int64), np.asarray([first for _, first in firsts], np.int64)
 
 
 def _leaves(array: pa.Array) -> Iterator[pa.Array]:
@@ -128,7 +186,7 @@ def _feed(sink: Any, array: pa.Array) -> None:  # noqa: ANN401 - hashlib names n
 
 def _numbers(array: pa.Array) -> bytes | np.ndarray:
     values: np.ndarray = pc.fill_null(array, pa.scalar(0, array.type)).to_numpy() if array.null_count else array.to_numpy()
-    if values.dtype == np.int64 and np.array_equal(values, np.arange(values[0], values[0] + len(values))):
+    if values.dtype == np.int64 and dense(values) and growing(values):
         return f"from {values[0]}".encode()  # as the rows of a partition are, mostly
     return np.ascontiguousarray(values)
 

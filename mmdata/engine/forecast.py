@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmdata.engine.columns import as_type
 from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
 from mmdata.engine.keys import SOURCE, keys_of
 from mmdata.engine.passes import passes_of, verdicts_of
@@ -22,7 +23,7 @@ from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.task import Job
 from mmdata.engine.view import PartitionView, source_rows
 from mmdata.plan import Step
-from mmdata.schema import OUTCOME, ROW
+from mmdata.schema import OUTCOME, REASON, ROW
 from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Judge, Split, WorkerContext
 
 READ_AHEAD = 64  # so many new partitions are read to count their rows; more would cost what a dry run must not
@@ -177,7 +178,7 @@ class _Walk:
         if not isinstance(step.stage, Filter) or not step.stage.cheap or not len(ready := self._ready(step, rows)):
             return rows
         answer = step.stage.open(WorkerContext(self.view.run.store))(Batch(self.view.batch_columns(step, ready)))
-        columns = [answer.column("reason"), answer.column("value")]
+        columns = [as_type(answer.column("reason").combine_chunks(), REASON), answer.column("value")]
         columns = [pc.is_null(columns[0])] if step.stage.tag else columns
         held = self.view.held(step.index)
         held.add(pa.table([ready, *columns, pa.nulls(len(ready), pa.string())], schema=held.empty.schema))
@@ -202,7 +203,7 @@ class _Walk:
     def _gone(self, step: Step, rows: np.ndarray) -> pa.Table:
         """Return the verdicts on those of the rows that a step drops by itself."""
         found = self.view.held(step.index).take(rows, [ROW, OUTCOME, *(["reason"] if drops(step) else [])])
-        verdicts = verdict_table(found.column(ROW), pc.coalesce(*found.columns[1:]))
+        verdicts = verdict_table(found.column(ROW), pc.coalesce(*(column.cast(pa.string()) for column in found.columns[1:])))
         return verdicts.filter(verdicts.column("reason").is_valid())
 
     def _global(self, step: Step) -> None:

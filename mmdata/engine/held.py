@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdata.engine.columns import DIGEST, ColumnFile
+from mmdata.engine.columns import DIGEST, ColumnFile, growing, places_in
 from mmdata.errors import PartitionError
 from mmdata.schema import OUTCOME, PROFILE, ROW
 
@@ -25,11 +25,11 @@ class Piece:
         noted = (source.schema if isinstance(source, pa.Table) else source).metadata or {}
         self._source = source.replace_schema_metadata(None) if isinstance(source, pa.Table) else source
         self._columns: dict[str, pa.ChunkedArray] = {}
-        rows = self.table([ROW]).column(ROW).to_numpy()
-        growing = bool(np.all(rows[1:] > rows[:-1]))
-        self.order = None if growing else np.argsort(rows, kind="stable")
+        rows = source.rows() if isinstance(source, ColumnFile) else source.column(ROW).to_numpy()
+        in_order = growing(rows)
+        self.order = None if in_order else np.argsort(rows, kind="stable")
         self.rows: np.ndarray = rows if self.order is None else rows[self.order]
-        self.digest = noted[DIGEST].decode() if growing and DIGEST in noted else None
+        self.digest = noted[DIGEST].decode() if in_order and DIGEST in noted else None
 
     def table(self, names: Sequence[str]) -> pa.Table:
         """Return columns of all rows, as they lie."""
@@ -45,18 +45,21 @@ class Piece:
         """Return which of the rows are here, and the place among the sorted rows of each that is."""
         if not len(rows) or not len(self.rows) or rows.max() < self.rows[0] or rows.min() > self.rows[-1]:
             return np.full(len(rows), False), np.zeros(0, np.int64)
-        if np.array_equal(rows, self.rows):
-            return np.full(len(rows), True), np.arange(len(rows))
-        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        at = np.minimum(places_in(self.rows, rows), len(self.rows) - 1)
         here = self.rows[at] == rows
         return here, at[here]
 
+    def run_of(self, rows: np.ndarray) -> slice | None:
+        """Return where rows lie that are here and follow each other without a gap; null for others."""
+        if not len(rows) or len(rows) > len(self.rows) or self.order is not None:
+            return None
+        start = int(np.searchsorted(self.rows, rows[0]))
+        found = self.rows[start : start + len(rows)]
+        return slice(start, start + len(rows)) if np.array_equal(found, rows) else None
+
     def take(self, at: np.ndarray, names: Sequence[str]) -> pa.Table:
         """Return columns for places among the sorted rows."""
-        table = self.table(names)
-        if self.order is None and len(at) and at[-1] - at[0] == len(at) - 1 and np.all(at[1:] > at[:-1]):
-            return table.slice(int(at[0]), len(at))
-        return table.take(pa.array(at if self.order is None else self.order[at]))
+        return self.table(names).take(pa.array(at if self.order is None else self.order[at]))
 
 
 class Held:
@@ -90,7 +93,7 @@ class Held:
         """Return those of the rows that are not held, or are to be asked about again."""
         left = rows
         for piece in self.pieces:
-            left = left[~piece.find(left)[0]]
+            left = left[:0] if piece.run_of(left) is not None else left[~piece.find(left)[0]]
         return np.union1d(left, self._failed(np.setdiff1d(rows, left))) if self.round else left
 
     def recovered(self, table: pa.Table) -> pa.Table:
@@ -110,9 +113,11 @@ class Held:
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return columns for rows, in the order of the rows."""
+        if len(self.pieces) == 1 and (run := self.pieces[0].run_of(rows)) is not None:
+            return self.pieces[0].table(columns)[run]
         tables, places, left = [], [], np.arange(len(rows))
         for piece in reversed(self.pieces):
-            here, at = piece.find(rows[left])
+            here, at = piece.find(rows[left] if len(left) < len(rows) else rows)
             if len(at):
                 tables.append(piece.take(at, columns))
                 places.append(left[here])
@@ -123,4 +128,4 @@ class Held:
             return self.empty.select(list(columns))
         order = np.concatenate(places)
         table = pa.concat_tables(tables)
-        return table if np.all(order[1:] > order[:-1]) else table.take(pa.array(np.argsort(order, kind="stable")))
+        return table if growing(order) else table.take(pa.array(np.argsort(order, kind="stable")))

@@ -41,7 +41,8 @@ def verdict_table(rows: pa.ChunkedArray, reason: pa.ChunkedArray, value: pa.Chun
     """Return verdicts that name no keeper."""
     num = len(rows)
     columns = [rows, reason, pa.nulls(num, pa.string()), pa.nulls(num, pa.int32())]
-    return pa.table([*columns, pa.nulls(num, pa.float32()) if value is None else value], pa.schema(VERDICT_FIELDS))
+    values = pa.nulls(num, pa.float32()) if value is None else value
+    return pa.table([*columns, values], [field.name for field in VERDICT_FIELDS])
 
 
 def outcome_verdicts(table: pa.Table) -> pa.Table:

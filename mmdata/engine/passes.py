@@ -115,7 +115,7 @@ def verdicts_of(view: PartitionView, step: Step, name: str, state: State) -> pa.
         return verdicts_for(view.run, name, view.partition.number)
     key = name.rpartition("/")[0]
     verdicts = last.work(considered(view, step, state), value_before(passes, len(passes) - 1, key, view.run))
-    return verdicts.select([field.name for field in VERDICT_FIELDS]).cast(pa.schema(VERDICT_FIELDS))
+    return verdicts.select([field.name for field in VERDICT_FIELDS])
 
 
 def verdicts_for(run: RunStore, name: str, number: int) -> pa.Table:
@@ -173,7 +173,7 @@ def _considered(task: Task, generation: Generation, run: RunStore, keys: dict[in
     if task.unit in task.inputs:
         record = run.record(task.inputs[task.unit])
         assert record is not None
-        state = State.from_bytes(run.state_of(record))
+        state = State.alive_in(run.state_of(record))
     else:  # a partition that was given up
         state = State.start(0, np.zeros(0, dtype=np.int64), [])
     if task.step < len(plan.stages):

@@ -15,7 +15,7 @@ facts/ status.json lease/       facts that vary between runs: times, progress, w
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +24,12 @@ from typing import Any
 import pyarrow as pa
 
 from mmdata.engine.beside import Beside, joined, put_beside
-from mmdata.engine.columns import DIGEST, ColumnFile, parquet_bytes
+from mmdata.engine.columns import DIGEST, FIRST, ColumnFile, dense, growing, parquet_bytes
 from mmdata.engine.held import ROUND
 from mmdata.errors import ConfigError, PartitionError, RunError
 from mmdata.failpoint import step
 from mmdata.plan import Plan
-from mmdata.schema import PROFILE
+from mmdata.schema import PROFILE, ROW
 from mmdata.stages.verbs import SourceSlice
 from mmdata.storage import LocalStore, Store, digest_bytes, digest_json, open_store
 
@@ -148,12 +148,13 @@ class RunStore:
         found: dict[str, Any] = facts
         return found
 
-    def files(self, key: str, ident: str) -> Iterator[ColumnFile]:
-        """Yield the column files of a key and partition, opened, in the order they were added."""
+    def files(self, key: str, ident: str, coded: Sequence[str] = ()) -> Iterator[ColumnFile]:
+        """Yield the column files of a key and partition, opened, in the order they were added; `coded` as in ColumnFile."""
         number = 0
         while self.store.exists(name := f"columns/{key}/{ident}.{number}.parquet"):
             source = self.store.path(name) if isinstance(self.store, LocalStore) else pa.BufferReader(self.store.read(name))
-            yield ColumnFile(source, partial(self.damaged, name), partial(self._embeddings, name.removesuffix("parquet")))
+            beside = partial(self._embeddings, name.removesuffix("parquet"))
+            yield ColumnFile(source, partial(self.damaged, name), beside, coded)
             number += 1
 
     def held(self, key: str, ident: str) -> Iterator[pa.Table]:
@@ -166,7 +167,9 @@ class RunStore:
         Embeddings go beside it, first.
         """
         noted = {name: value for name, value in (table.schema.metadata or {}).items() if name in (DIGEST, PROFILE)}
-        noted |= {ROUND: str(round_)} if round_ else {}
+        noted |= {ROUND: str(round_).encode()} if round_ else {}
+        rows = table.column(ROW).to_numpy()
+        noted |= {FIRST: str(rows[0]).encode()} if dense(rows) and growing(rows) else {}
         table, arrays = put_beside(table.replace_schema_metadata(noted or None))
         name = f"columns/{key}/{ident}.{number}.parquet"
         with step("columns"):

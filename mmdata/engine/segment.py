@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.engine.careful import Answer, Careful, Direct
+from mmdata.engine.columns import as_type
 from mmdata.engine.held import Piece
 from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held
 from mmdata.engine.keys import SOURCE
@@ -31,7 +32,7 @@ from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Map, Place, Split
 
 IMAGE_CHUNK = 64
 CHUNK = 8192
-QUICK_CHUNK = 65_536  # of stages that look at columns alone, and fast
+QUICK_CHUNK = 262_144  # of stages that look at columns alone, and fast
 
 
 class SegmentRun:
@@ -189,7 +190,7 @@ class SegmentRun:
         fields = [*result_fields(step.stage), pa.field(OUTCOME, pa.string())]
         if OUTCOME not in result.column_names:
             result = result.append_column(OUTCOME, pa.nulls(result.num_rows, pa.string()))
-        columns = [result.column(field.name).combine_chunks().cast(field.type) for field in fields]
+        columns = [as_type(result.column(field.name).combine_chunks(), field.type) for field in fields]
         if len(asked) < len(rows):
             spread = np.full(len(rows), -1)
             spread[asked] = np.arange(len(asked))

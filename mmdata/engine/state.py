@@ -4,13 +4,14 @@ A row's fate is its first verdict in plan order. A dropped row leaves its docume
 stage says so, or when no text or no media is left of it. Each fate is written once, so the counts cannot disagree.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdata.engine.columns import parquet_bytes, read_parquet
+from mmdata.engine.columns import parquet_bytes, places_in, read_parquet
 from mmdata.schema import INCOMPLETE, ROW, SPLIT
 
 DETAILS = (pa.field("keeper_id", pa.string()), pa.field("keeper_position", pa.int32()), pa.field("value", pa.float32()))
@@ -34,8 +35,10 @@ class Documents:
 class State:
     """Fates of the rows of the current row space, and of those in the spaces before it.
 
-    rows     (N,) int64, sorted                      stage    (N,) int16, -1 = nobody
-    code     (N,) int16, place in `reasons`; -1 = alive   details  keeper and value of verdicts that say one, by place
+    rows     (N,) int64, sorted                 stage  (N,) int16, -1 = nobody
+    code     (N,) int16, place in `reasons`; -1 = alive
+    told     keeper and value of every row's verdict as they were read; null where there were none
+    details  those that came since, by place
     """
 
     space: int
@@ -43,6 +46,7 @@ class State:
     code: np.ndarray
     stage: np.ndarray
     reasons: list[str] = field(default_factory=list)
+    told: pa.Table | None = None
     details: list[tuple[np.ndarray, pa.Table]] = field(default_factory=list)
     closed: list[pa.Table] = field(default_factory=list)
 
@@ -60,20 +64,18 @@ class State:
 
     def drop(self, verdicts: pa.Table, stage: int) -> np.ndarray:
         """Give rows their fate; rows that have one keep it. Return the places of the rows dropped."""
-        said = verdicts.filter(verdicts.column("reason").is_valid())
-        places = np.searchsorted(self.rows, said.column(ROW).to_numpy())
+        reason = verdicts.column("reason")
+        said = verdicts.filter(reason.is_valid()) if reason.null_count else verdicts
+        places = places_in(self.rows, said.column(ROW).to_numpy())
         fresh: np.ndarray = np.flatnonzero(self.stage[places] == NOBODY)
         if len(fresh) > 1 and not np.all(np.diff(places[fresh]) > 0):  # of two verdicts on a row the first counts
-            fresh = np.sort(fresh[np.unique(places[fresh], return_index=True)[1]])
+            fresh = fresh[np.unique(places[fresh], return_index=True)[1]]
         if not len(fresh):
             return fresh
-        said = said.take(pa.array(fresh))
+        said = said if len(fresh) == said.num_rows else said.take(pa.array(fresh))
         places = np.asarray(places[fresh])
         self.code[places], self.stage[places] = self._codes(said.column("reason")), stage
-        told = said.select([field.name for field in DETAILS])
-        some = np.logical_or.reduce([column.is_valid().to_numpy() for column in told.columns])
-        if some.any():
-            self.details.append((places[some], told.filter(pa.array(some))))
+        self.details.append((places, said.select([field.name for field in DETAILS])))
         return places
 
     def drop_incomplete(self, dropped: np.ndarray, documents: Documents | None, stage: int, whole: bool) -> None:
@@ -100,36 +102,54 @@ class State:
 
     def to_bytes(self) -> bytes:
         """Return the fates as a parquet file."""
-        return parquet_bytes(self.table())
+        table = self._current(coded=True)
+        return parquet_bytes(table if not self.closed else pa.concat_tables([*self.closed, table.cast(pa.schema(FIELDS))]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "State":
         """Read what `to_bytes` wrote."""
-        table = read_parquet(data)
-        spaces = table.column("space").to_numpy()
-        last = int(spaces.max()) if len(spaces) else 0
-        first = int(np.searchsorted(spaces, last))
+        table = read_parquet(data, coded=["reason"])  # in whichever way it was written
+        state, first = cls._standing(table)
+        state.closed = [table.slice(0, first).cast(pa.schema(FIELDS))] if first else []
         current = table.slice(first).combine_chunks()
-        state = cls.start(last, current.column(ROW).to_numpy(), [table.slice(0, first)] if first else [])
-        state.stage = current.column("stage").to_numpy().copy()
-        said = current.column("reason").is_valid().to_numpy()
+        said = state.stage != NOBODY
         state.code[said] = state._codes(current.column("reason").filter(pa.array(said)))
-        told = current.select([field.name for field in DETAILS])
-        some = np.logical_or.reduce([column.is_valid().to_numpy() for column in told.columns])
-        state.details = [(np.flatnonzero(some), told.filter(pa.array(some)))] if some.any() else []
+        state.told = current.select([field.name for field in DETAILS])
         return state
+
+    @classmethod
+    def alive_in(cls, data: bytes) -> "State":
+        """Read of what `to_bytes` wrote who judged which row, and no more: enough to know who is alive."""
+        return cls._standing(read_parquet(data, ["space", ROW, "stage"]))[0]
+
+    @classmethod
+    def _standing(cls, table: pa.Table) -> tuple["State", int]:
+        """Return the state of the last row space, without what was said of its rows, and where it begins."""
+        spaces = table.column("space").to_numpy()
+        last = int(spaces[-1]) if len(spaces) else 0
+        first = int(np.searchsorted(spaces, last))
+        state = cls.start(last, table.column(ROW).to_numpy()[first:], [])
+        state.stage = table.column("stage").to_numpy()[first:].copy()
+        return state, first
 
     def counts(self) -> dict[tuple[int, str], int]:
         """Return how many rows ended at which step for which reason, in plan order."""
-        table = self.table().select(["stage", "reason"])
-        counted = table.group_by(["stage", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist()
-        pairs = {(row["stage"], row["reason"]): row["count_all"] for row in counted if row["reason"] is not None}
-        return dict(sorted(pairs.items()))
+        found: Counter[tuple[int, str]] = Counter()
+        for table in self.closed:
+            counted = table.group_by(["stage", "reason"], use_threads=False).aggregate([([], "count_all")])
+            found.update(
+                {(row["stage"], row["reason"]): row["count_all"] for row in counted.to_pylist() if row["reason"] is not None}
+            )
+        said = self.stage != NOBODY
+        stages, codes = self.stage[said].astype(np.int64), self.code[said].astype(np.int64)
+        for pair, num in zip(*np.unique(stages << 16 | codes, return_counts=True), strict=True):
+            found[int(pair) >> 16, self.reasons[int(pair) & 0xFFFF]] += int(num)
+        return dict(sorted(found.items()))
 
     def spaces(self) -> dict[int, int]:
         """Return how many rows there are in each row space."""
-        counted = pc.value_counts(self.table().column("space"))
-        return {pair["values"]: pair["counts"] for pair in counted.to_pylist()}
+        closed = Counter(space for table in self.closed for space in table.column("space").to_pylist())
+        return {**closed, self.space: len(self.rows)}
 
     def _code(self, reason: str) -> int:
         if reason not in self.reasons:
@@ -138,23 +158,27 @@ class State:
 
     def _codes(self, reasons: pa.ChunkedArray) -> np.ndarray:
         """Return the codes of reasons, none of them null."""
-        coded = reasons.combine_chunks().dictionary_encode()
+        array = reasons.combine_chunks()
+        coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
         own = np.asarray([self._code(reason) for reason in coded.dictionary.to_pylist()], dtype=np.int16)
         codes: np.ndarray = own[coded.indices.to_numpy()]
         return codes
 
-    def _current(self) -> pa.Table:
+    def _current(self, *, coded: bool = False) -> pa.Table:
+        """Return the fates of the current space; `coded` reasons are those that the file is written from."""
         num = len(self.rows)
-        reason = pa.array(self.reasons, pa.string()).take(pa.array(self.code, mask=self.code < 0))
-        fates = [np.full(num, self.space, np.int8), self.rows, reason, self.stage]
-        return pa.table([*fates, *self._told(num)], pa.schema(FIELDS))
+        codes, names = pa.array(self.code, mask=self.code < 0), pa.array(self.reasons, pa.string())
+        reason = pa.DictionaryArray.from_arrays(codes, names) if coded else names.take(codes)
+        fates = [pa.array(np.full(num, self.space, np.int8)), pa.array(self.rows), reason, pa.array(self.stage)]
+        return pa.table([*fates, *(self._told(field) for field in DETAILS)], [field.name for field in FIELDS])
 
-    def _told(self, num: int) -> list[pa.ChunkedArray]:
-        """Return keepers and values, one a row."""
-        if not self.details:
-            return [pa.nulls(num, field.type) for field in DETAILS]
-        index = np.full(num, -1)
-        places = np.concatenate([places for places, _ in self.details])
-        index[places] = np.arange(len(places))
-        table = pa.concat_tables([table for _, table in self.details])
-        return list(table.take(pa.array(index, mask=index < 0)).columns)
+    def _told(self, field: pa.Field) -> pa.Array:
+        """Return one of the details of every row's verdict."""
+        told = pa.nulls(len(self.rows), field.type) if self.told is None else self.told.column(field.name).combine_chunks()
+        for places, table in self.details:
+            column = table.column(field.name).combine_chunks()
+            if column.null_count < len(column):
+                mask = np.zeros(len(self.rows), bool)
+                mask[places] = True
+                told = pc.replace_with_mask(told, pa.array(mask), column)
+        return told

@@ -3,13 +3,13 @@
 import numpy as np
 import pyarrow as pa
 
-from mmdata.engine.columns import DIGEST, digest_table
+from mmdata.engine.columns import DIGEST, digest_table, growing
 from mmdata.engine.held import Held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import Partition, RunStore
 from mmdata.engine.state import CHILD_BITS, Documents, State
 from mmdata.plan import Plan, Step, written
-from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, ROW
+from mmdata.schema import BASE_FIELDS, BASE_NAMES, OUTCOME, REASON, ROW
 from mmdata.stages.verbs import Filter, Lender, Split, Stage
 
 Retries = dict[str, list[list[str]]]
@@ -23,12 +23,15 @@ class PartitionView:
     ) -> None:
         self.run, self.plan, self.keys, self.partition, self.retries = run, plan, keys, partition, retries or {}
         self._held: dict[int, Held] = {}
+        self._pairs_only: set[int] = set()  # row spaces without a document
 
     def held(self, index: int) -> Held:
         """Return what is held of a step's columns (SOURCE: the rows themselves)."""
         if index not in self._held:
-            files = list(self.run.files(self.keys[index], self.partition.ident))
-            self._held[index] = Held(files, self._fields(index), self.retries.get(self.keys[index], ()))
+            fields = self._fields(index)
+            coded = [field.name for field in fields if field.type == REASON]
+            files = list(self.run.files(self.keys[index], self.partition.ident, coded))
+            self._held[index] = Held(files, fields, self.retries.get(self.keys[index], ()))
         return self._held[index]
 
     def forget(self, index: int) -> None:
@@ -72,9 +75,12 @@ class PartitionView:
 
     def documents(self, state: State) -> Documents | None:
         """Return which rows of the current space are blocks of documents; null when none is."""
+        if state.space in self._pairs_only:
+            return None
         homes = self.homes_in(state.space)
         flags = self.columns({"document": homes["document"]}, state.rows, state.space).column("document").to_numpy()
         if not flags.any():
+            self._pairs_only.add(state.space)
             return None
         table = self.columns({name: homes[name] for name in ("sample_id", "media")}, state.rows, state.space)
         codes = np.unique(table.column("sample_id").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
@@ -119,7 +125,7 @@ class PartitionView:
         return found
 
     def _take_repeated(self, home: int, rows: np.ndarray, names: list[str]) -> pa.Table:
-        if np.all(rows[1:] > rows[:-1]):
+        if growing(rows):
             return self.held(home).take(rows, names)
         unique, inverse = np.unique(rows, return_inverse=True)
         return self.held(home).take(unique, names).take(pa.array(inverse))
@@ -139,7 +145,7 @@ def lent_names(plan: Plan) -> set[str]:
 def result_fields(stage: Stage) -> list[pa.Field]:
     """Return the fields that a row-wise stage fills: a verdict for a Filter that drops, else the columns it adds."""
     if isinstance(stage, Filter) and not stage.tag:
-        return [pa.field("reason", pa.string()), pa.field("value", pa.float32())]
+        return [pa.field("reason", REASON), pa.field("value", pa.float32())]
     return list(written(stage))
 
 

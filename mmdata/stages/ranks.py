@@ -63,7 +63,7 @@ class Ranks:
     def chosen(self, rows: pa.Table, value: pa.Table) -> np.ndarray:
         """Return which rows are among the best of their groups; those without a rank are not."""
         keys = self.keys(rows)
-        last = _at(value, self._groups(rows, value))
+        last = self._last(rows, value)
         best: np.ndarray = keys.key > last["_key"]
         equal = keys.key == last["_key"]
         best |= equal if keys.tie is None else equal & (keys.tie >= last["_tie"])
@@ -76,7 +76,7 @@ class Ranks:
         level, bits = _level(before), keys.bits
         here = keys.counted
         if before is not None:
-            last = _at(before, self._groups(rows, before))
+            last = self._last(rows, before)
             here = here & ~last["_done"] & _agrees(keys, last, level)
         source = keys.key if level < _DIGITS else keys.tie
         assert source is not None
@@ -128,16 +128,23 @@ class Ranks:
     def _done(self, value: pa.Table) -> bool:
         return bool(pc.all(value.column("_done"), min_count=0).as_py())
 
-    def _groups(self, rows: pa.Table, value: pa.Table) -> np.ndarray:
-        """Return the place in a value of each row's group, (N,); past its end for a group that has no rank."""
+    def _last(self, rows: pa.Table, value: pa.Table) -> dict[str, Any]:
+        """Return what a value says of the last row that is chosen in each row's group, (N,) each, or one for all without groups.
+
+        A group that the value does not know has nothing chosen.
+        """
+        found = {}
+        for name in ("_key", "_tie", "_done", "_none"):
+            column = value.column(name).to_numpy()
+            found[name] = np.append(column, np.asarray([name in ("_done", "_none")]).astype(column.dtype))
+        if not self.per:
+            return {name: column[0] for name, column in found.items()}
         import polars as pl
 
-        if not self.per:
-            return np.zeros(rows.num_rows, np.int64)
         groups = pl.DataFrame(pl.from_arrow(value.select(self.per))).with_row_index("_place")
-        found = self._frame(rows).join(groups, on=list(self.per), how="left", nulls_equal=True, maintain_order="left")
-        places: np.ndarray = found["_place"].fill_null(value.num_rows).to_numpy()
-        return places.astype(np.int64)
+        joined = self._frame(rows).join(groups, on=list(self.per), how="left", nulls_equal=True, maintain_order="left")
+        places = joined["_place"].fill_null(value.num_rows).to_numpy()
+        return {name: column[places] for name, column in found.items()}
 
     def _frame(self, rows: pa.Table) -> "pl.DataFrame":
         import polars as pl
@@ -191,15 +198,6 @@ def _agrees(keys: Keys, last: dict[str, np.ndarray], level: int) -> np.ndarray:
     return np.asarray((keys.key == last["_key"]) & (keys.tie >> shift == last["_tie"] >> shift))
 
 
-def _at(value: pa.Table, places: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what a value says of the group of each row; a group that it does not know has nothing chosen."""
-    found = {}
-    for name in ("_key", "_tie", "_done", "_none"):
-        column = value.column(name).to_numpy()
-        found[name] = np.append(column, np.asarray([name in ("_done", "_none")]).astype(column.dtype))[places]
-    return found
-
-
 def _level(value: pa.Table | None) -> int:
     return 0 if value is None else _metadata(value, _LEVEL)
 
@@ -230,10 +228,10 @@ def score_keys(column: pa.ChunkedArray) -> Keys:
 def _float_keys(values: np.ndarray) -> np.ndarray:
     """Turn floats into integers of their order: all bits of a negative one flipped, else the sign's."""
     bits = 8 * values.dtype.itemsize
-    raw = values.view(np.uint32 if bits == 32 else np.uint64).astype(np.uint64)
-    sign = np.uint64(1) << np.uint64(bits - 1)
-    ordered = np.where(raw & sign, ~raw, raw | sign)
-    return np.asarray(ordered << np.uint64(64 - bits))
+    signed: np.ndarray = values.view(np.int32 if bits == 32 else np.int64)
+    flip = signed >> (bits - 1) | signed.dtype.type(-(1 << bits - 1))  # all ones for a negative number, else the sign alone
+    unsigned = (signed ^ flip).view(np.uint32 if bits == 32 else np.uint64)
+    return np.asarray(unsigned.astype(np.uint64) << np.uint64(64 - bits))
 
 
 def sample_hashes(ids: pa.ChunkedArray, seed: int) -> np.ndarray:
