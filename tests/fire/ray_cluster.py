@@ -242,7 +242,7 @@ def environment(folder: Path) -> dict[str, str]:
     (points / "entry_points.txt").write_text(_POINTS)
     (folder / "words").mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MMDATA_", "FAILPOINT"))}
+    path = os.pathsep.join(map(str, (folder / "plugin", ROOT, ROOT / "tests/fire/plugin")))
     return kept | {
-        "PYTHONPATH": f"{folder / 'plugin'}:{ROOT}", "FIRE_WORDS": str(folder / "words"), "PYTHONUNBUFFERED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": path, "FIRE_WORDS": str(folder / "words"), "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
