@@ -13,7 +13,7 @@ from mmdata.stages.verbs import Resources, Stage
 from tests.conftest import encode
 from tests.corpus import draw
 
-QUICK = Resources(call_s=2.5, row_s=0.02, memory_mib=512)
+QUICK = Resources(call_s=1.5, row_s=0.02, memory_mib=512)
 
 
 def pictures(folder: Path, texts: list[str], partition_rows: int = 16) -> Folder:
