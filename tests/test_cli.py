@@ -11,6 +11,7 @@ import pytest
 from mmdata.cli.main import app, main
 from mmdata.demo import DemoServer
 from tests.conftest import write_yaml
+from tests.fire.runs import write_site
 from tests.flow.small import write_small
 
 ROOT = Path(__file__).parent.parent
@@ -132,22 +133,18 @@ def test_schema_is_json_schema(what: str, capsys: pytest.CaptureFixture[str], mo
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a small tmpfs needs root on Linux")
 def test_a_full_disk_is_said_and_is_not_half_done(tmp_path: Path, server: DemoServer) -> None:
-    write_small(tmp_path)
+    site = write_site(tmp_path, server)
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], check=True)
-    command = [
-        sys.executable, "-c", "from mmdata.cli.main import main; main()", "run", "plan.yaml", "--run-dir", "disk/run",
-        "--executor", "serial", "--allow", server.allow[0],
-    ]  # fmt: skip
     try:
-        full = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        full = site.run(executor="serial", run_dir="disk/run")
         assert full.returncode == 1
         assert "the disk is full" in full.stderr
         assert "run the same command again" in full.stderr
         assert not (disk / "run/manifest").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        freed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        freed = site.run(executor="serial", run_dir="disk/run")
         assert freed.returncode == 0, freed.stderr
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -1,4 +1,4 @@
-"""An S3 on loopback: moto's server, with a hand on the line between it and its clients."""
+"""What tests of faults share: an undisturbed run, and an S3 on loopback with a hand on the line to it."""
 
 import itertools
 import logging
@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
 import pytest
 
+from mmdata.demo import DemoServer
 from mmdata.storage import Store
+from tests.fire.runs import Site, write_site
+from tests.flow.small import corpus_digest
 
 BUCKET = "bucket"
 _ANSWERS = {
@@ -91,6 +94,15 @@ def create_at_last(store: Store, name: str, data: bytes) -> bool:
             with suppress(OSError):
                 assert not store.exists(name) or store.size(name) == len(data)
     raise AssertionError(f"{name}: not made in 500 tries")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, server: DemoServer) -> Site:
+    """A run of the plan that nothing befell, and its bytes; it started from nothing, so its hashes have a seed of their own."""
+    site = write_site(tmp_path_factory.mktemp("undisturbed"), server)
+    done = site.run_fresh()
+    assert done.returncode == 0, done.stderr
+    return replace(site, digest=corpus_digest(site.home / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from mmdata.demo.server import DATA
 from mmdata.engine import RunStore
 from mmdata.shards import open_corpus
 from tests.conftest import write_yaml
+from tests.fire.forks import Forked
 from tests.flow.small import corpus_digest
 
 PLAN = """\
@@ -40,20 +41,25 @@ class Site:
     server: DemoServer
     digest: str = ""
 
-    def command(self, *extra: str, executor: str = "inline") -> list[str]:
-        return [
-            sys.executable, "-c", MAIN, "run", "plan.yaml", "--run-dir", "run", "--executor", executor,
-            "--allow", self.server.allow[0], *extra,
-        ]  # fmt: skip
+    def start(self, *extra: str, executor: str = "inline", run_dir: str = "run", **env: str) -> Forked:
+        """Start the command in a child of the nursery, a session of its own."""
+        return Forked(self._arguments(*extra, executor=executor, run_dir=run_dir), self.home, {**os.environ, **env})
 
-    def start(self, *extra: str, executor: str = "inline", **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*extra, executor=executor), cwd=self.home, env={**os.environ, **env}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    def run(self, *extra: str, executor: str = "inline", run_dir: str = "run", **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the command so, to its end."""
+        return finish(self.start(*extra, executor=executor, run_dir=run_dir, **env))
+
+    def run_fresh(self, *extra: str, executor: str = "inline", **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the command in a process that starts from nothing."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, *self._arguments(*extra, executor=executor, run_dir="run")], cwd=self.home,
+            env={**os.environ, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        return finish(process)
 
-    def run(self, *extra: str, executor: str = "inline", **env: str) -> subprocess.CompletedProcess[str]:
-        return finish(self.start(*extra, executor=executor, **env))
+    def _arguments(self, *extra: str, executor: str, run_dir: str) -> list[str]:
+        allow = self.server.allow[0]
+        return ["run", "plan.yaml", "--run-dir", run_dir, "--executor", executor, "--allow", allow, *extra]
 
 
 def write_site(home: Path, server: DemoServer, digest: str = "") -> Site:
@@ -74,7 +80,7 @@ def write_site(home: Path, server: DemoServer, digest: str = "") -> Site:
     return Site(home, server, digest)
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 180) -> subprocess.CompletedProcess[str]:
+def finish(process: subprocess.Popen[str] | Forked, seconds: float = 180) -> subprocess.CompletedProcess[str]:
     """Wait for a command; whatever it started is gone after that."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -82,6 +88,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 180) -> subprocess.C
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         raise AssertionError(f"not done within {seconds} s: {err[-2000:]}") from None
+    assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -1,8 +1,7 @@
 """Budgets: how much may go wrong, why a run stopped early, and what its exit code says."""
 
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from mmdata.report.fates import fates
 from mmdata.shards import open_corpus
 from mmdata.stages.keep import Keep
 from tests.conftest import write_yaml
+from tests.fire.forks import Forked
 from tests.fire.plans import QUICK, pictures, run_plan, trap_plan
-from tests.fire.runs import MAIN
+from tests.fire.runs import finish
 
 
 def texts(*broken: int, num: int = 60, rows: int = 20) -> list[str]:
@@ -72,17 +72,16 @@ def test_a_budget_changes_no_result(tmp_path: Path) -> None:
 
 
 def test_the_exit_code_and_one_line_for_equal_errors(tmp_path: Path) -> None:
-    num = 5
+    num = 3
     plan = trap_plan(pictures(tmp_path / "i", texts(*range(1, num), num=20 * num), 20), budget=Budget(failed_partitions=num))
     (tmp_path / "plan.yaml").write_text(plan.located().to_json(), encoding="utf-8")
-    command = [sys.executable, "-c", MAIN, "run", "plan.yaml", "--run-dir", "run", "--executor", "inline"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    command = ["run", "plan.yaml", "--run-dir", "run", "--executor", "inline"]
+    done = finish(Forked(command, tmp_path, dict(os.environ)))
     assert done.returncode == 3, done.stderr
     assert f"{num - 1} partitions were given up" in done.stderr
     (line,) = re.findall(r"^ +(\d+) x .*fails on more than 16 rows", done.stderr, re.MULTILINE)
     assert int(line) == 3 * (num - 1)  # the first attempt of each is not yet a careful one
-    command += ["--max-failed", "0"]
-    stopped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    stopped = finish(Forked([*command, "--max-failed", "0"], tmp_path, dict(os.environ)))
     assert stopped.returncode == 1, stopped.stderr
 
 

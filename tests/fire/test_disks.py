@@ -18,9 +18,8 @@ from mmdata.engine import Runner
 from mmdata.engine.gc import collect
 from mmdata.executors import InlineExecutor
 from tests.fire.plans import pictures, run_plan, trap_plan
-from tests.fire.runs import check_whole, wait_for, write_site
+from tests.fire.runs import Site, check_whole, wait_for, write_site
 from tests.fire.seeds import GAUNTLET, seeds
-from tests.flow.small import corpus_digest
 
 NUM_DONE = 1000 if GAUNTLET else 100
 RECOVER = """
@@ -63,11 +62,9 @@ def test_W14_a_full_disk_at_each_write(tmp_path: Path, server: DemoServer, seed:
 @pytest.mark.fault("W33")
 @pytest.mark.parametrize("seed", seeds(2, 50))
 def test_W33_every_tenth_call_to_the_disk_fails(
-    tmp_path: Path, server: DemoServer, seed: int, record_property: Callable[[str, object], None]
+    tmp_path: Path, undisturbed: Site, seed: int, record_property: Callable[[str, object], None]
 ) -> None:
-    calm = write_site(tmp_path / "calm", server)
-    assert calm.run().returncode == 0
-    site = write_site(tmp_path / "run", server, corpus_digest(calm.home / "run"))
+    site = write_site(tmp_path / "run", undisturbed.server, undisturbed.digest)
     for calls in range(1, 30):
         done = site.run(executor="processes", MMDATA_FAULTS=f"{seed * 100 + calls}:0.1")
         if done.returncode == 0:

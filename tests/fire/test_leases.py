@@ -20,7 +20,7 @@ from mmdata.errors import BusyError
 from mmdata.executors import InlineExecutor, ProcessExecutor
 from mmdata.storage import open_store
 from tests.fire.plans import pictures, run_plan, trap_plan
-from tests.fire.runs import check_whole, children_of, finish, wait_for, write_site
+from tests.fire.runs import Site, check_whole, children_of, finish, wait_for, write_site
 from tests.fire.seeds import seeds
 from tests.flow.small import corpus_digest
 
@@ -170,15 +170,13 @@ class _Patient(ManualClock):
 
 
 @pytest.mark.fault("W34")
-def test_W34_a_run_under_a_wall_clock_that_jumps(tmp_path: Path, server: DemoServer) -> None:
-    calm = write_site(tmp_path / "calm", server)
-    assert calm.run().returncode == 0
+def test_W34_a_run_under_a_wall_clock_that_jumps(tmp_path: Path, undisturbed: Site) -> None:
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock/sitecustomize.py").write_text(STEPS_IN_TIME, encoding="utf-8")
     path = os.pathsep.join([str(tmp_path / "clock"), os.environ["PYTHONPATH"]])
-    site = write_site(tmp_path / "jumps", server, corpus_digest(calm.home / "run"))
+    site = write_site(tmp_path / "jumps", undisturbed.server, undisturbed.digest)
     started = time.monotonic()
-    done = site.run(executor="processes", PYTHONPATH=path)
+    done = site.run_fresh(executor="processes", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 120
     check_whole(site)
@@ -254,12 +252,10 @@ def is_worker(pid: int) -> bool:
 
 
 @pytest.mark.fault("P16")
-def test_P16_without_ray_the_bytes_are_the_same(tmp_path: Path, server: DemoServer) -> None:
-    calm = write_site(tmp_path / "calm", server)
-    assert calm.run().returncode == 0
+def test_P16_without_ray_the_bytes_are_the_same(tmp_path: Path, undisturbed: Site) -> None:
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone/ray.py").write_text("raise ImportError('no ray here')", encoding="utf-8")
-    site = write_site(tmp_path / "b", server, corpus_digest(calm.home / "run"))
-    done = site.run(executor="processes", PYTHONPATH=os.pathsep.join([str(tmp_path / "gone"), os.environ["PYTHONPATH"]]))
+    site = write_site(tmp_path / "b", undisturbed.server, undisturbed.digest)
+    done = site.run_fresh(executor="processes", PYTHONPATH=os.pathsep.join([str(tmp_path / "gone"), os.environ["PYTHONPATH"]]))
     assert done.returncode == 0, done.stderr
     check_whole(site)

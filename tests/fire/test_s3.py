@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,8 @@ from mmdata.engine import RunStore
 from mmdata.shards import open_corpus
 from mmdata.storage import ObjectStore, open_store
 from tests.fire.conftest import Line
-from tests.fire.runs import MAIN, finish, wait_for, write_site
+from tests.fire.forks import Forked
+from tests.fire.runs import Site, finish, wait_for, write_site
 from tests.fire.seeds import seeds
 from tests.fire.test_leases import state_of
 
@@ -27,12 +27,8 @@ class Bucket:
     def __init__(self, home: Path, server: DemoServer, url: str) -> None:
         self.site, self.url = write_site(home, server), url
 
-    def start(self, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", MAIN, "run", "plan.yaml", "--run-dir", self.url, "--executor", "inline"]
-        return subprocess.Popen(
-            [*command, "--allow", self.site.server.allow[0]], cwd=self.site.home, env={**os.environ, **env}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+    def start(self, **env: str) -> Forked:
+        return self.site.start(run_dir=self.url, **env)
 
     def run(self, **env: str) -> subprocess.CompletedProcess[str]:
         return finish(self.start(**env))
@@ -44,10 +40,8 @@ class Bucket:
 
 
 @pytest.fixture
-def local(tmp_path: Path, server: DemoServer) -> dict[str, object]:
-    site = write_site(tmp_path / "local", server)
-    assert site.run().returncode == 0
-    return open_corpus(str(site.home / "run/corpus")).facts
+def local(undisturbed: Site) -> dict[str, object]:
+    return open_corpus(str(undisturbed.home / "run/corpus")).facts
 
 
 @pytest.mark.fault("W17")

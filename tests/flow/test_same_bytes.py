@@ -3,7 +3,6 @@
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ import pytest
 from mmdata.demo import DemoServer
 from mmdata.engine import Executor
 from mmdata.executors import ProcessExecutor
+from tests.fire.forks import Forked
+from tests.fire.runs import finish
 from tests.flow.conftest import Undisturbed
 from tests.flow.small import corpus_digest, run_small, small_plan, write_small
 
@@ -38,13 +39,8 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, server: DemoServer, undisturbe
 
 
 def run_command(folder: Path, server: DemoServer, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-c", "from mmdata.cli.main import main; main()", "run", "plan.yaml", "--run-dir", "run",
-        "--executor", "inline", "--allow", server.allow[0],
-    ]  # fmt: skip
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False
-    )  # fmt: skip
+    command = ["run", "plan.yaml", "--run-dir", "run", "--executor", "inline", "--allow", server.allow[0]]
+    return finish(Forked(command, folder, {**os.environ, **env}, "mmdata.models.openclip"))
 
 
 # The small plan passes over 450 fail-points; the seed says at which of them the driver is killed. tests/fire has the rest.
