@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -146,7 +147,8 @@ def _keep(out: int, err: int, status: int) -> None:
     os.close(out)
     os.close(err)
     _, code = os.waitpid(child, 0)
-    os.write(status, b"%d\n" % os.waitstatus_to_exitcode(code))
+    with suppress(BrokenPipeError):  # nobody waits for it any more
+        os.write(status, b"%d\n" % os.waitstatus_to_exitcode(code))
     os._exit(0)
 
 
