@@ -13,7 +13,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +58,9 @@ class Recipe:
         return (1.0, 1 / self.aspect) if self.aspect >= 1 else (self.aspect, 1.0)
 
 
-def fetch_packages(folder: Path) -> dict[str, Path]:
+def fetch_packages(folder: Path, names: Iterable[str] = PACKAGES) -> dict[str, Path]:
     """Return the unpacked packages by name; fetch what is not in `folder` yet, from the machine's own Debian sources."""
-    homes = {name: folder / name for name in PACKAGES}
+    homes = {name: folder / name for name in names}
     for name, home in homes.items():
         if home.is_dir():
             continue
