@@ -4,13 +4,12 @@ Every draw of `n` tokens owes each source its share of `n` and pays the drawn on
 exact: after any number of draws a source is away from its share by less than the longest sample times the number of sources.
 What is drawn depends on lengths and shares alone. Weights are a list of (from_step, weights): the future may change.
 
-Packing puts draws together that are not neighbours, so rows are given by the same rule: next comes a row that holds most for
-whom most is owed. After any row a source is then away from its share by a few rows, not by all that open rows held back.
+Packing puts draws together that are not neighbours, so rows are given by the same rule: next comes the one that brings sources
+nearest to their shares. After any row a source is then away from its share by a few rows, not by all that packing held back.
 
 Axes: D draws, R rows, S sources.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ import numpy as np
 from mmdata.errors import ConfigError, did_you_mean
 
 WHOLE = 1_000_000_000  # parts into which shares are cut
+AHEAD = 512  # rows of which the next is chosen: more than wait while rows are packed
 
 Weights = Mapping[str, float]
 
@@ -43,23 +43,24 @@ class Mixture:
 
 
 def evened(gain_RS: np.ndarray, owed_S: Sequence[int]) -> np.ndarray:
-    """Return the order of rows in which sources stay near their shares.
+    """Return the order of rows in which sources stay near their shares: of the next 512 always the one that brings them nearest.
 
     gain_RS  (R, S) int64: what a row gives each source beyond its share of the row, in tokens times WHOLE
     owed_S   what sources are owed before the first row, in tokens times WHOLE
-    returns  (R,) row numbers; rows that give the same source most stay in order
+    returns  (R,) row numbers
     """
-    owed, order, gains = list(owed_S), [], gain_RS.tolist()
-    queues: dict[int, deque[int]] = {}
-    for row, most in enumerate(gain_RS.argmax(1).tolist()):
-        queues.setdefault(most, deque()).append(row)
-    while queues:
-        chosen = max(queues, key=lambda source: (owed[source], -source))
-        row = queues[chosen].popleft()
-        if not queues[chosen]:
-            del queues[chosen]
-        order.append(row)
-        owed = [debt - gain for debt, gain in zip(owed, gains[row], strict=True)]
+    # Distances are of whole thousandths of tokens: no machine's way to add up floats then chooses another row.
+    gain_RS, owed = gain_RS // (WHOLE // 1000), np.asarray(owed_S, np.int64) // (WHOLE // 1000)
+    rows, num, order = np.arange(min(AHEAD, len(gain_RS))), len(gain_RS), []
+    gains = gain_RS[rows]
+    for after in range(AHEAD, AHEAD + num):
+        chosen = int(np.square(gains - owed).sum(1).argmin())
+        owed -= gains[chosen]
+        order.append(int(rows[chosen]))
+        if after < num:
+            rows[chosen], gains[chosen] = after, gain_RS[after]
+        else:
+            rows, gains = np.delete(rows, chosen), np.delete(gains, chosen, axis=0)
     return np.asarray(order, np.int64)
 
 

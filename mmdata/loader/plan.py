@@ -191,20 +191,28 @@ class Plan:
         )  # fmt: skip
 
     def _packed(self, start: Start, draws: "_Draws", source_D: np.ndarray, tokens_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the draws in the order of their rows, and where rows start: in each row one set of shares is followed."""
-        owed, orders, starts = [cursor.owed for cursor in start.cursors], [np.zeros(0, np.int64)], [np.zeros(1, np.int64)]
-        for (first, shares), (last, _) in pairwise([*draws.shares, (len(tokens_D), [])]):
-            order_D, starts_R = pack(tokens_D[first:last], self.row_tokens or 0)
-            order_D += first
+        """Return the draws in the order of their rows, and where rows start."""
+        owed, orders, sizes = [cursor.owed for cursor in start.cursors], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        over_D, num_rows = np.zeros(0, np.int64), 0
+        for (first, shares, entry), (last, _, after) in pairwise([*draws.shares, (len(tokens_D), [], draws.entry)]):
+            mine_D = np.concatenate([over_D, np.arange(first, last)])
+            order_D, starts_R = pack(tokens_D[mine_D], self.row_tokens or 0)
+            order_D, rows_R = mine_D[order_D], np.arange(len(starts_R) - 1)
+            # What does not fit into the rows before other weights hold goes into the first ones after.
+            room = self.mixture.entries[after][0] * self.batch_size - start.first_row - num_rows
+            num = min(len(rows_R), max(room, 0)) if after > entry else len(rows_R)
             if len(self.sources) > 1:
                 gain_DS = -np.outer(tokens_D[order_D], np.asarray(shares, np.int64))
                 gain_DS[np.arange(len(order_D)), source_D[order_D]] += WHOLE * tokens_D[order_D]
                 gain_RS = np.add.reduceat(gain_DS, starts_R[:-1])
-                order_D, starts_R = _rows(order_D, starts_R, evened(gain_RS, owed))
-                owed = [debt - gain for debt, gain in zip(owed, gain_RS.sum(0).tolist(), strict=True)]
-            orders.append(order_D)
-            starts.append(starts_R[1:] + starts[-1][-1])
-        return np.concatenate(orders), np.concatenate(starts)
+                rows_R = evened(gain_RS, owed)
+                order_D, starts_R = _rows(order_D, starts_R, rows_R)
+                owed = [debt - gain for debt, gain in zip(owed, gain_RS[rows_R[:num]].sum(0).tolist(), strict=True)]
+            over_D = order_D[starts_R[num] :]
+            orders.append(order_D[: starts_R[num]])
+            sizes.append(np.diff(starts_R[: num + 1]))
+            num_rows += num
+        return np.concatenate(orders), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
 
     def _only(self, start: Start) -> "_Draws":
         source, cursor = self.sources[0], start.cursors[0]
@@ -214,7 +222,8 @@ class Plan:
         taken = Cursor(cursor.draws + num, cursor.tokens + int(tokens_D.sum()))
         columns = (np.zeros(num), np.arange(cursor.draws, taken.draws), place_D, tokens_D)
         more = num == self.window_draws and (source.most is None or taken.draws < source.most)
-        return _Draws(columns, (taken,), more, len(self.mixture.entries) - 1, [(0, [WHOLE])])
+        entry = len(self.mixture.entries) - 1
+        return _Draws(columns, (taken,), more, entry, [(0, [WHOLE], entry)])
 
     def _mixed(self, start: Start) -> "_Draws":
         feeds = [_Feed(source, cursor.draws) for source, cursor in zip(self.sources, start.cursors, strict=True)]
@@ -223,13 +232,13 @@ class Plan:
         found: list[tuple[int, int, int, int]] = []
         alive = [feed.more for feed in feeds]
         shares = self.mixture.at(entry, alive)
-        followed = [(0, shares)]
+        followed = [(0, shares, entry)]
         while len(found) < self.window_draws and any(alive):
             while planned >= self._room_before(entry + 1, start.first_row):
                 entry += 1
                 shares = self.mixture.at(entry, alive)
             if shares is not followed[-1][1]:
-                followed.append((len(found), shares))
+                followed.append((len(found), shares, entry))
             chosen = max((number for number, share in enumerate(shares) if share), key=owed.__getitem__)
             number, place, length = feeds[chosen].take()
             found.append((chosen, number, place, length))
@@ -265,13 +274,16 @@ def _rows(order_D: np.ndarray, starts_R: np.ndarray, rows_R: np.ndarray) -> tupl
 
 
 class _Draws(NamedTuple):
-    """Draws of a window: source, number, place and tokens of each; `shares` are those followed, and from which draw on."""
+    """Draws of a window: source, number, place and tokens of each.
+
+    shares  those that were followed: from which draw on, and in which entry of the mixture
+    """
 
     columns: tuple[object, ...]
     cursors: tuple[Cursor, ...]
     more: bool
     entry: int
-    shares: list[tuple[int, list[int]]]
+    shares: list[tuple[int, list[int], int]]
 
 
 class _Feed:

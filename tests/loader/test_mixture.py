@@ -4,7 +4,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmdata.errors import ConfigError
@@ -54,10 +54,14 @@ def test_shares_are_exact_after_any_number_of_draws(lengths: list[list[int]], da
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(lengths_lists, min_size=2, max_size=5), st.data())
-def test_shares_are_kept_after_any_packed_row(lengths: list[list[int]], data: st.DataObject) -> None:
-    sources = [source(f"s{number}", some) for number, some in enumerate(lengths)]
-    weights = [data.draw(st.floats(0.01, 1.0)) for _ in sources]
+@given(st.lists(st.tuples(lengths_lists, st.floats(0.01, 1.0)), min_size=2, max_size=5))
+@example([([33], 1.0), ([34], 1.0), ([35], 1.0)])  # three fit into a row in one way alone
+@example([([29], 0.5), ([64], 0.99), ([53], 0.5)])
+@example([([51], 0.25), ([52], 0.5), ([52], 0.25), ([62], 1.0), ([22, 53], 1.0)])  # most rows are of one source
+@example([([56, 78], 0.01), ([60, 52], 1.0), ([58, 59, 58], 1.0), ([34], 0.5)])
+def test_shares_are_kept_after_any_packed_row(given_sources: list[tuple[list[int], float]]) -> None:
+    sources = [source(f"s{number}", some) for number, (some, _) in enumerate(given_sources)]
+    weights = [weight for _, weight in given_sources]
     of = plan(sources, {s.name: w for s, w in zip(sources, weights, strict=True)})
     first = of.window(of.first)
     assert first.end is not None
