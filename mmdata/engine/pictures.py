@@ -13,28 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmdata.errors import RecordError
-from mmdata.media import Jail, decode
+from mmdata.media import Jails, decode
 from mmdata.shards.payloads import Ref, fetch_payload
 from mmdata.storage import Store
 
 MAX_BYTES = 512 << 20
 Prepare = Callable[[np.ndarray], np.ndarray]
-
-
-class Jails:
-    """A jail for each thread that decodes, started when its first untrusted image comes."""
-
-    def __init__(self) -> None:
-        self._jails: dict[int, Jail] = {}
-
-    def get(self) -> Jail:
-        """Return this thread's jail."""
-        return self._jails.setdefault(threading.get_ident(), Jail())
-
-    def close(self) -> None:
-        """End their children."""
-        while self._jails:
-            self._jails.popitem()[1].close()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from mmdata.engine.pictures import Jails
+from mmdata.media import Jails
 from mmdata.stages.verbs import Filter, Map, Split, Stage, WorkerContext
 from mmdata.storage import Store
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from mmdata.storage import mix64
+
 ROUNDS = 6
 BLOCK = 1024  # samples next to each other in a shard
 SPREAD = 16  # blocks that are shuffled into each other
@@ -32,7 +34,7 @@ def places(draws_D: np.ndarray, num: int, key: int, shuffle: Shuffle = "samples"
     epochs_D, inside_D = np.divmod(draws_D.astype(np.uint64), np.uint64(num))
     if shuffle == "none":
         return _signed(inside_D)
-    keys_D = _mix(epochs_D * np.uint64(_GOLDEN) + np.uint64(key & _BITS))
+    keys_D = mix64(epochs_D * np.uint64(_GOLDEN) + np.uint64(key & _BITS))
     if shuffle == "samples":
         return _signed(permute(inside_D, np.uint64(num), keys_D))
     return _signed(_by_blocks(inside_D, num, keys_D, block))
@@ -46,7 +48,7 @@ def _by_blocks(inside_D: np.ndarray, num: int, keys_D: np.ndarray, block: int) -
     group, size = np.uint64(block * SPREAD), np.uint64(block)
     first_D = inside_D // group * group
     sizes_D = np.minimum(group, np.uint64(num) - first_D)
-    slots_D: np.ndarray = first_D + permute(inside_D - first_D, sizes_D, _mix(keys_D + first_D))
+    slots_D: np.ndarray = first_D + permute(inside_D - first_D, sizes_D, mix64(keys_D + first_D))
     whole = num // block  # what is left over after the whole blocks stays where it is, in the last group
     if not whole:
         return slots_D
@@ -70,15 +72,8 @@ def _once(x_D: np.ndarray, size_D: np.ndarray, keys_D: np.ndarray) -> np.ndarray
     for number in range(ROUNDS):
         round_D = keys_D + np.uint64((number + 1) * _GOLDEN & _BITS)
         if number % 2:
-            high_D = (high_D + _mix(low_D + round_D) % down_D) % down_D
+            high_D = (high_D + mix64(low_D + round_D) % down_D) % down_D
         else:
-            low_D = (low_D + _mix(high_D + round_D) % across_D) % across_D
+            low_D = (low_D + mix64(high_D + round_D) % across_D) % across_D
     result: np.ndarray = high_D * across_D + low_D
     return result
-
-
-def _mix(x_D: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer."""
-    x_D = (x_D ^ (x_D >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x_D = (x_D ^ (x_D >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x_D ^ (x_D >> np.uint64(31)))

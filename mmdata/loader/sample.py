@@ -7,7 +7,6 @@ to read. Bytes that we did not encode are decoded in the jail.
 import atexit
 import json
 import os
-import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,12 +15,11 @@ import numpy as np
 from mmdata.errors import RecordError, RunError
 from mmdata.loader.lazy import lazy
 from mmdata.loader.seeds import keyed
-from mmdata.media import Jail, decode
+from mmdata.media import Jails, decode
 from mmdata.shards import KINDS, Corpus
 from mmdata.shards.members import TAR_BLOCK
 
-_LOCAL = threading.local()
-_JAILS: list[Jail] = []
+_JAILS = Jails()
 _JSON = "json"
 _PLACE = ["kind", "position", "offset", "size"]
 _TXT, _NAME = b".txt\0", 100  # how the name of a caption's file ends, in the first bytes of its header
@@ -116,7 +114,7 @@ class Sample:
         data = self.data[offset : offset + size]
         if kind == "video":
             return Block(kind, None, None, data)
-        return Block(kind, None, decode(data, trusted=True) if self.corpus.trusted else _decode_foreign(data))
+        return Block(kind, None, decode(data, trusted=True) if self.corpus.trusted else _JAILS.get().decode(data))
 
     def _caption(self) -> str:
         """Return the sample's text; with weights by kind, one of all its captions, drawn by the sample's own key."""
@@ -139,20 +137,6 @@ def read_sample(corpus: Corpus, index: int) -> Sample:
     return Sample(corpus, index, "corpus", 0, corpus.raw(index))
 
 
-def _decode_foreign(data: bytes) -> np.ndarray:
-    """Decode bytes that we did not encode (a corpus made of foreign files) in this thread's own jail."""
-    jail: Jail | None = getattr(_LOCAL, "jail", None)
-    if jail is None or jail not in _JAILS:
-        jail = _LOCAL.jail = Jail()
-        _JAILS.append(jail)
-    return jail.decode(data)
-
-
-@atexit.register
-def _close_jails() -> None:
-    while _JAILS:
-        _JAILS.pop().close()
-
-
+atexit.register(_JAILS.close)
 # A forked process (a worker of torch's DataLoader) must not talk to its parent's children.
-os.register_at_fork(after_in_child=_JAILS.clear)
+os.register_at_fork(after_in_child=_JAILS.forget)

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from mmdata.media.faces import blur
     from mmdata.media.image import Transcoded, decode, transcode
     from mmdata.media.jail import Jail
+    from mmdata.media.jails import Jails
     from mmdata.media.resize import Resize
 
 _HOMES = {
-    "Jail": "jail", "Resize": "resize", "Transcoded": "image", "blur": "faces", "decode": "image", "transcode": "image",
+    "Jail": "jail", "Jails": "jails", "Resize": "resize", "Transcoded": "image", "blur": "faces", "decode": "image",
+    "transcode": "image",
 }  # fmt: skip
 
-__all__ = ["Jail", "Resize", "Transcoded", "blur", "decode", "transcode"]
+__all__ = ["Jail", "Jails", "Resize", "Transcoded", "blur", "decode", "transcode"]
 
 
 def __getattr__(name: str) -> object:

@@ -10,8 +10,6 @@ from mmdata.stages.datacomp import DataComp
 from mmdata.stages.datacomp_rules import (
     DataCompEntities,
     DataCompLanguage,
-    DataCompScore,
-    DataCompTarget,
     DataCompText,
     DataCompTop,
 )
@@ -41,9 +39,9 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompScore, DataCompTarget, DataCompText,
-    DataCompTop, Dedupe, DocumentQuality, Download, DownloadImg2dataset, Keep, Language, MatchTexts, Measure, NearestCentroid,
-    Sample, Score, SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
+    Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Dedupe, DocumentQuality,
+    Download, DownloadImg2dataset, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score, SplitCaptions,
+    TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,

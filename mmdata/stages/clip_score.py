@@ -1,19 +1,20 @@
 """Score how well an image and its caption go together, and keep what the model saw of each."""
 
 import json
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from mmdata.models import ScorerSpec, Towers
+from mmdata.models import Towers
 from mmdata.schema import OUTCOME, PROFILE, embedding, embedding_array
-from mmdata.stages.verbs import Batch, ImageWork, Map, MapFn, Resources, WorkerContext
+from mmdata.stages.by_towers import ByTowers
+from mmdata.stages.verbs import Batch, ImageWork, MapFn, WorkerContext
 
 Kept = Literal["image", "text"]
 
 
-class ClipScore(Map):
+class ClipScore(ByTowers):
     """Write `clip_score`, the cosine similarity of image and caption, in [-1, 1] (not multiplied by 100).
 
     A null or empty caption (blanks count as empty) and a row without an image get null. A caption beyond the model's context
@@ -29,8 +30,6 @@ class ClipScore(Map):
     name: ClassVar[str] = "clip_score"
     version: ClassVar[int] = 2
 
-    resources: Resources = Resources(memory_mib=8192, row_s=10)
-    scorer: ScorerSpec = ScorerSpec()
     column: str = "clip_score"
     embeddings: tuple[Kept, ...] = ()
 
@@ -48,22 +47,6 @@ class ClipScore(Map):
             for what in self.embeddings
         ]  # fmt: skip
         return (pa.field(self.column, pa.float32(), metadata=score), *kept)
-
-    def weights(self) -> tuple[str, ...]:
-        """Return the digest of the model's weights."""
-        return self.scorer.weights()
-
-    def holds_model(self) -> bool:
-        """Say whether it loads weights: all but the fake does."""
-        return not self.scorer.fake
-
-    def model_id(self) -> str | None:
-        """Return the model's id."""
-        return self.scorer.label()
-
-    def asked(self) -> dict[str, Any]:
-        """Return its fields without how the model computes: that is the profile's."""
-        return super().asked() | {"scorer": self.scorer.asked()}
 
     def rows_at_once(self) -> int:
         """Return two batches: where some rows have no caption, the last of two has less to pad than the last of one."""

@@ -13,11 +13,10 @@ from pydantic import Field, model_validator
 from mmdata.stages.datacomp_rules import (
     DataCompEntities,
     DataCompLanguage,
-    DataCompScore,
-    DataCompTarget,
     DataCompText,
     DataCompTop,
 )
+from mmdata.stages.keep import Keep
 from mmdata.stages.language import Language
 from mmdata.stages.nearest_centroid import NearestCentroid
 from mmdata.stages.verbs import Recipe, Stage
@@ -124,14 +123,14 @@ class DataComp(Recipe):
         assert self.arch is not None
         column = SCORES[self.arch]
         if self.threshold is not None:
-            return (DataCompScore(column=column, at_least=self.threshold),)
+            return (Keep(column=column, at_least=self.threshold),)
         assert self.fraction is not None
         return (DataCompTop(column=column, fraction=self.fraction, ties="datacomp", over="all"),)
 
     def _laion(self) -> tuple[Stage, ...]:
         by = Language(model=GCLD3, column=LAION_LANGUAGE, blank="ask", published=True)
         return (
-            DataCompScore(column=SCORES["b32"], at_least=LAION_SCORE),
+            Keep(column=SCORES["b32"], at_least=LAION_SCORE),
             by,
             DataCompLanguage(column=LAION_LANGUAGE, model=GCLD3),
         )
@@ -140,4 +139,4 @@ class DataComp(Recipe):
         assert self.centroids is not None
         held = {"resources": self.resources} if "resources" in self.model_fields_set else {}
         nearest = NearestCentroid.model_validate({"centroids": self.centroids, "targets": self.targets, **held})
-        return (DataCompText(rule="caption"), *self._english(), nearest, DataCompTarget())
+        return (DataCompText(rule="caption"), *self._english(), nearest, Keep(where="centroid_is_target", named="near_target"))

@@ -144,42 +144,6 @@ class DataCompEntities(Filter):
         return work
 
 
-class DataCompScore(Filter):
-    """Keep rows with at least this score, compared in the column's own precision, as numpy and pandas compare; a null goes."""
-
-    name: ClassVar[str] = "datacomp_score"
-    cheap: ClassVar[bool] = True
-
-    resources: Resources = QUICK
-    column: str
-    at_least: float
-
-    def reads(self) -> tuple[str, ...]:
-        """Read the score."""
-        return (self.column,)
-
-    def numeric(self) -> tuple[str, ...]:
-        """Return the score."""
-        return (self.column,)
-
-    def reasons(self) -> tuple[str, ...]:
-        """Return below and missing, with the column's name."""
-        return (f"{self.column}_below", f"{self.column}_missing")
-
-    def open(self, ctx: WorkerContext) -> FilterFn:
-        """Return the judging function."""
-        below, missing = self.reasons()
-
-        def work(batch: Batch) -> pa.Table:
-            scores = batch.table.column(self.column).to_numpy()
-            reasons = np.full(len(scores), None, object)
-            reasons[~(scores >= scores.dtype.type(self.at_least))] = below
-            reasons[np.isnan(scores)] = missing
-            return judged(reasons.tolist(), scores.tolist())
-
-        return work
-
-
 class DataCompTop(Top):
     """Keep the highest `fraction` by `ties: datacomp`, of all rows that there are: one without a score counts as the last.
 
@@ -197,25 +161,3 @@ class DataCompTop(Top):
         if value.num_rows and value.column("_key")[0].as_py() == 0:
             value = value.slice(0, 0)
         return super()._judge(rows, value)
-
-
-class DataCompTarget(Filter):
-    """Keep rows whose nearest centroid is a target."""
-
-    name: ClassVar[str] = "datacomp_target"
-    cheap: ClassVar[bool] = True
-
-    resources: Resources = QUICK
-
-    def reads(self) -> tuple[str, ...]:
-        """Read whether it is."""
-        return ("centroid_is_target",)
-
-    def reasons(self) -> tuple[str, ...]:
-        """Return the only reason."""
-        return ("not_near_target",)
-
-    def open(self, ctx: WorkerContext) -> FilterFn:
-        """Return the judging function."""
-        (column,), (reason,) = self.reads(), self.reasons()
-        return lambda batch: judged([None if near else reason for near in batch.table.column(column).to_pylist()])

@@ -3,18 +3,19 @@
 import json
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from mmdata.errors import ConfigError
-from mmdata.models import ScorerSpec, Towers
+from mmdata.models import Towers
 from mmdata.schema import PROFILE
-from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
+from mmdata.stages.by_towers import ByTowers
+from mmdata.stages.verbs import Batch, MapFn, WorkerContext
 
 
-class MatchTexts(Map):
+class MatchTexts(ByTowers):
     """Write how well each image of a document goes with the texts beside it, and which text it is assigned to.
 
     Cosines of the image's embedding, which `clip_score: {embeddings: [image]}` keeps, with the texts of its document:
@@ -32,8 +33,6 @@ class MatchTexts(Map):
     whole: ClassVar[bool] = True
     documents: ClassVar[bool] = True
 
-    resources: Resources = Resources(memory_mib=8192, row_s=10)
-    scorer: ScorerSpec = ScorerSpec()
     images: str = "clip_score_image_embedding"
     column: str = "clip_match"
 
@@ -61,22 +60,6 @@ class MatchTexts(Map):
         ]
         position = {"unit": "index", "meaning": "position of the text that the image is assigned to"}
         return (*cosines, pa.field(f"{self.column}_position", pa.int32(), metadata=position))
-
-    def weights(self) -> tuple[str, ...]:
-        """Return the digest of the model's weights."""
-        return self.scorer.weights()
-
-    def holds_model(self) -> bool:
-        """Say whether it loads weights: all but the fake does."""
-        return not self.scorer.fake
-
-    def model_id(self) -> str | None:
-        """Return the model's id."""
-        return self.scorer.label()
-
-    def asked(self) -> dict[str, Any]:
-        """Return its fields without how the model computes: that is the profile's."""
-        return super().asked() | {"scorer": self.scorer.asked()}
 
     def open(self, ctx: WorkerContext) -> MapFn:
         """Load the model and return the matching function."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.stages.verbs import Round
+from mmdata.storage import mix64
 
 if TYPE_CHECKING:
     import polars as pl
@@ -237,8 +238,7 @@ def _float_keys(values: np.ndarray) -> np.ndarray:
 def sample_hashes(ids: pa.ChunkedArray, seed: int) -> np.ndarray:
     """Return a hash of each sample id that its seed alone decides, (N,) uint64: the same everywhere, for ever.
 
-    The bytes of an id, eight at a time, and their number go through SplitMix64's finalizer (Steele, Lea and Flood, "Fast
-    Splittable Pseudorandom Number Generators", 2014).
+    The bytes of an id, eight at a time, and their number go through `mix64`.
     """
     array = ids.combine_chunks().cast(pa.string())
     lengths = pc.binary_length(array).fill_null(0).to_numpy()
@@ -260,11 +260,5 @@ def _hashes_of(array: pa.Array, length: int, seed: int) -> np.ndarray:
         padded[:, :length] = np.frombuffer(data, np.uint8)[first : first + num * length].reshape(num, length)
     hashes = np.full(num, (seed ^ length * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, np.uint64)
     for word in padded.view("<u8").T:
-        hashes = _mix(hashes ^ word) + np.uint64(0x9E3779B97F4A7C15)
-    return _mix(hashes)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))
+        hashes = mix64(hashes ^ word) + np.uint64(0x9E3779B97F4A7C15)
+    return mix64(hashes)

@@ -1,14 +1,12 @@
 """Judge texts by published rules: rows by the columns of `text_statistics`, documents by all of their text."""
 
-from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
 
 from mmdata.schema import ROW, VERDICT_FIELDS
-from mmdata.stages.text_statistics import WordLists, known
+from mmdata.stages.text_statistics import ByRules, RuleNames
 from mmdata.stages.verbs import QUICK, Batch, Filter, FilterFn, GlobalFilter, Judge, Pass, Resources, WorkerContext
 from mmdata.text.rules import Rule, judge, rules_of, statistics_of
 
@@ -24,12 +22,7 @@ class TextQuality(Filter):
     cheap: ClassVar[bool] = True
 
     resources: Resources = QUICK
-    rules: Annotated[tuple[str, ...], Field(min_length=1)]
-
-    @field_validator("rules")
-    @classmethod
-    def _known(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
-        return known(rules)
+    rules: RuleNames
 
     def reads(self) -> tuple[str, ...]:
         """Read the statistics that its rules are about, and what kind of row it is on."""
@@ -60,7 +53,7 @@ class TextQuality(Filter):
         return work
 
 
-class DocumentQuality(GlobalFilter):
+class DocumentQuality(ByRules, GlobalFilter):
     """Judge documents by what is left of their text blocks, one after the other with a blank line between; whole documents go.
 
     rules  sets of rules, by default OBELICS' cutoffs for documents; see `text_statistics`      lists  as there
@@ -70,30 +63,11 @@ class DocumentQuality(GlobalFilter):
 
     name: ClassVar[str] = "document_quality"
 
-    rules: Annotated[tuple[str, ...], Field(min_length=1)] = ("obelics_document",)
-    lists: WordLists = WordLists()
-
-    @field_validator("rules")
-    @classmethod
-    def _known(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
-        return known(rules)
-
-    @model_validator(mode="after")
-    def _listed(self) -> Self:
-        self.lists.check(self.rules)
-        return self
+    rules: RuleNames = ("obelics_document",)
 
     def reads(self) -> tuple[str, ...]:
         """Read the texts and their places."""
         return ("sample_id", "position", "document", "text")
-
-    def located(self, home: Path) -> "DocumentQuality":
-        """Return itself with absolute paths."""
-        return self.model_copy(update={"lists": self.lists.located(home)})
-
-    def inputs(self) -> tuple[str, ...]:
-        """Return the digests of the lists."""
-        return self.lists.digests()
 
     def reasons(self) -> tuple[str, ...]:
         """Return the ways to break the rules."""

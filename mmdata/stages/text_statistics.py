@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mmdata.config import Model
 from mmdata.errors import ConfigError
@@ -53,7 +53,39 @@ def _read(path: Path, _digest: str) -> frozenset[str]:
     return frozenset(line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
-class TextStatistics(Map):
+def known(rules: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names of sets of rules, or raise ValueError for one that is none."""
+    try:
+        rules_of(rules)
+    except ConfigError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from None
+    return rules
+
+
+RuleNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(known)]
+
+
+class ByRules(Model):
+    """What stages share that count what sets of rules ask for."""
+
+    rules: RuleNames = WITHOUT_LISTS
+    lists: WordLists = WordLists()
+
+    @model_validator(mode="after")
+    def _listed(self) -> Self:
+        self.lists.check(self.rules)
+        return self
+
+    def located(self, home: Path) -> Self:
+        """Return itself with absolute paths."""
+        return self.model_copy(update={"lists": self.lists.located(home)})
+
+    def inputs(self) -> tuple[str, ...]:
+        """Return the digests of the lists."""
+        return self.lists.digests()
+
+
+class TextStatistics(ByRules, Map):
     """Write a column for each statistic that the sets of `rules` ask for, to be judged by `text_quality`; null for a null text.
 
     rules       sets of rules: gopher_quality and gopher_repetition (Rae et al. 2021), c4 and c4_line (Raffel et al. 2020),
@@ -65,30 +97,10 @@ class TextStatistics(Map):
     name: ClassVar[str] = "text_statistics"
 
     resources: Resources = QUICK
-    rules: Annotated[tuple[str, ...], Field(min_length=1)] = WITHOUT_LISTS
-    lists: WordLists = WordLists()
-
-    @field_validator("rules")
-    @classmethod
-    def _known(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
-        return known(rules)
-
-    @model_validator(mode="after")
-    def _listed(self) -> Self:
-        self.lists.check(self.rules)
-        return self
 
     def reads(self) -> tuple[str, ...]:
         """Read the text."""
         return ("text",)
-
-    def located(self, home: Path) -> "TextStatistics":
-        """Return itself with absolute paths."""
-        return self.model_copy(update={"lists": self.lists.located(home)})
-
-    def inputs(self) -> tuple[str, ...]:
-        """Return the digests of the lists."""
-        return self.lists.digests()
 
     def writes(self) -> tuple[pa.Field, ...]:
         """Write a number for each statistic."""
@@ -108,12 +120,3 @@ class TextStatistics(Map):
             return pa.table([pa.array(found[name], from_pandas=True) for name in names], pa.schema(self.writes()))
 
         return work
-
-
-def known(rules: tuple[str, ...]) -> tuple[str, ...]:
-    """Return names of sets of rules, or raise ValueError for one that is none."""
-    try:
-        rules_of(rules)
-    except ConfigError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from None
-    return rules

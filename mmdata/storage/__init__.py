@@ -6,7 +6,7 @@ bytes, not who wrote them: an answer that got lost, an attempt that died and a c
 case, settled by reading back. `put` overwrites and serves only facts that vary (progress, heartbeats).
 """
 
-from mmdata.storage.digest import digest_bytes, digest_file, digest_json
+from mmdata.storage.digest import digest_bytes, digest_file, digest_json, mix64
 from mmdata.storage.disk import Disk, sync
 from mmdata.storage.faulty import Faults, FaultyObjectStore, FaultyStore
 from mmdata.storage.local import LocalStore
@@ -19,6 +19,6 @@ from mmdata.storage.temps import TEMP_PREFIX, abandoned, clear_temps, temp_name,
 
 __all__ = [
     "TEMP_PREFIX", "Disk", "Faults", "FaultyObjectStore", "FaultyStore", "LocalStore", "ObjectStore", "ParquetRows", "Store",
-    "abandoned", "clear_temps", "digest_bytes", "digest_file", "digest_json", "host", "open_store", "rows_url", "started", "sync",
-    "temp_name", "walk_temps",
+    "abandoned", "clear_temps", "digest_bytes", "digest_file", "digest_json", "host", "mix64", "open_store", "rows_url",
+    "started", "sync", "temp_name", "walk_temps",
 ]  # fmt: skip

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmdata.engine import Runner, RunStore, pictures
+from mmdata.engine import Runner, RunStore
 from mmdata.engine.task import Task, TaskReport
 from mmdata.engine.worker import run_task
 from mmdata.errors import ConfigError, MmdataError
 from mmdata.executors import InlineExecutor
-from mmdata.media import Jail, decode
+from mmdata.media import Jail, Jails, decode
 from mmdata.models import TINY_CLIP_FOLDER, OpenClip, ScorerSpec
 from mmdata.models.numerics import choose_dtype, native_bfloat16
 from mmdata.models.openclip import OpenClipTowers, tokens_of
@@ -129,13 +129,13 @@ def test_several_models_look_at_one_decoded_image_and_one_set_of_tokens(tmp_path
     specs = [ScorerSpec(open_clip=OpenClip(model=str(write_model(tmp_path / name)), batch=4)) for name in ("one", "other")]
     stages = [ClipScore(scorer=spec, column=f"by_{number}") for number, spec in enumerate(specs)]
     decoded: list[int] = []
-    own = pictures.Jails.get
+    own = Jails.get
 
-    def get(jails: pictures.Jails) -> Jail:
+    def get(jails: Jails) -> Jail:
         decoded.append(1)
         return own(jails)
 
-    monkeypatch.setattr(pictures.Jails, "get", get)
+    monkeypatch.setattr(Jails, "get", get)
     tokens = tokens_of(f"local-dir:{specs[0].clip.model}")
     assert tokens is tokens_of(f"local-dir:{specs[1].clip.model}")
     before = tokens.cut

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mmdata.engine import pictures
-from mmdata.engine.pictures import Jails, Picture, Pictures
+from mmdata.engine.pictures import Picture, Pictures
 from mmdata.errors import RecordError
+from mmdata.media import Jails
 from mmdata.models import HashTowers, ScorerSpec
 from mmdata.stages.clip_score import ClipScore
 from mmdata.storage import digest_file, open_store
