@@ -200,9 +200,7 @@ def by_plan(pairs: Pairs, vectors: tuple[np.ndarray, np.ndarray], threshold: flo
     expected = (vectors[0] * vectors[1][order]).sum(axis=1)
     if np.abs(scores - expected).max() > 2e-3 or not np.array_equal(dropped, scores < threshold):
         raise ValueError("the plan's scores are not those of the embeddings")
-    hits = int((dropped & truth).sum())
-    shares = hits / max(int(dropped.sum()), 1), hits / int(truth.sum())
-    return Quality("clip art, by a plan", len(order), "there", threshold, auc(scores, truth), *shares)
+    return Quality("clip art, by a plan", len(order), "there", threshold, auc(scores, truth), *judge(scores, truth, threshold))
 
 
 def page(found: list[Quality]) -> str:

@@ -28,8 +28,8 @@ NOTES = """
 Lower is better. `verdicts` and `polars` are seconds for all rows, taken in turn, each in a process of its own that has loaded
 what it needs; every turn asks for slightly other bounds, so that no verdict is there already. `share of limit` is what counts:
 50 % is the mark. `peak_memory` is the sum of the peaks of all processes of our run, in MiB; the mark is 2048. `pandas` goes row
-by row, over {by_hand:,} of the rows, and is scaled to all: it stands here for context. Both ways drop the same rows by the same
-reasons, which every turn checks.
+by row, over {by_hand:,} of the rows, and is scaled to all: it stands here for context. Both ways drop as many rows by each
+reason, which every turn checks.
 
 `language` is microseconds a text on one core, beside fasttext's own `predict` in a loop over the same model; 90 % is the mark.
 {language}

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmdata.engine import Runner
+from mmdata.engine import Runner, RunStore
 from mmdata.errors import ConfigError, RunError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import Plan
+from mmdata.report.explain import explain
+from mmdata.report.fates import fates
 from mmdata.schema import OUTCOME
 from mmdata.shards import open_corpus, reshard_corpus
 from mmdata.shards.corpus import ID_DTYPE
@@ -154,6 +156,8 @@ def test_features_that_change_during_a_run_are_noticed(tmp_path: Path) -> None:
     np.savez(tmp_path / f"{FIRST}.npz", l14_img=np.ones((2, 4), np.float16))
     with pytest.raises(RunError, match="it has changed since this run began"):
         source.read(part)
+    with pytest.raises(RunError, match="it has changed since this run began"):
+        source.lend(part, ["l14_img"], np.array([0]))
 
 
 def test_a_pool_without_files_or_with_a_column_as_a_feature_is_refused(tmp_path: Path) -> None:
@@ -178,6 +182,26 @@ def test_a_subset_is_what_numpy_would_save(tmp_path: Path) -> None:
         write_subset(tmp_path / "bad.npy", [ids[10:], ids[:10]], len(ids))
     with pytest.raises(ValueError, match="50 ids were promised, 10 came"):
         write_subset(tmp_path / "bad.npy", [ids[:10]], 50)
+
+
+def test_runs_with_features_can_be_asked_about(tmp_path: Path) -> None:
+    """Features lie in no column file: a report reads them from the pool, or does without."""
+    source = Pool(path=str(write_pool(tmp_path / "pool", FILES)), features=("l14_img",))
+    plan = Plan(name="all", source=(source,), stages=(Keep(column="clip_l14_similarity_score", at_least=0.1),), sink=Subset())
+    Runner(plan, str(tmp_path / "run")).execute(InlineExecutor(), quiet=True)
+    told = explain(str(tmp_path / "run"), uid(1))
+    assert "kept" in told
+    assert "l14_img" not in told
+    table = fates(RunStore(str(tmp_path / "run")), ["l14_img"])
+    files = [np.load(path)["l14_img"] for path in sorted((tmp_path / "pool").glob("*.npz"))]
+    assert np.array_equal(np.asarray(table.column("l14_img").to_pylist(), np.float16), np.concatenate(files))
+
+
+def test_a_first_file_that_is_damaged_is_named(tmp_path: Path) -> None:
+    write_pool(tmp_path, FILES)
+    (tmp_path / f"{FIRST}.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ConfigError, match=rf"{FIRST}.parquet: not a readable parquet file"):
+        Pool(path=str(tmp_path)).fields()
 
 
 def test_an_empty_selection_is_an_empty_subset(tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_a_split_closes_its_rows() -> None:
     assert (counts["rows_in"], counts["made_by_splits"], counts["split"], counts["kept"]) == (3, 3, 2, 3)
 
 
+@given(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=8), st.permutations(["a", "b", "c", "unused"]))
+def test_the_bytes_of_fates_do_not_depend_on_how_reasons_were_coded(reasons: list[str], names: list[str]) -> None:
+    def fates(coded: pa.Array) -> bytes:
+        state = State.start(0, np.arange(8), [])
+        table = verdicts(dict(enumerate(reasons)))
+        state.drop(table.set_column(1, "reason", coded), 0)
+        return state.to_bytes()
+
+    places = pa.array([names.index(reason) for reason in reasons], pa.int32())
+    assert fates(pa.DictionaryArray.from_arrays(places, pa.array(names))) == fates(pa.array(reasons))
+
+
 @given(
     st.integers(1, 20),
     st.lists(st.tuples(st.integers(0, 19), st.sampled_from(["a", "b", None])), max_size=30),

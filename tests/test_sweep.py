@@ -34,7 +34,7 @@ from mmdata.stages.sources import Folder
 from tests.conftest import encode, write_yaml
 from tests.corpus import draw
 from tests.mixed import HOSTILE
-from tests.test_inspect import Page
+from tests.test_inspect import Page, safe_page
 
 PLAN = """\
 name: toy
@@ -389,13 +389,7 @@ def test_the_page_shows_both_sides_of_a_threshold_and_runs_nothing(pictures: Pat
     ] == [(26, [26, 27, 28], [25, 24, 23])]
     assert [seen.fate for seen in found.boundaries[0].dropped] == ["kept", "kept", "height_below"]
     write_sweep(tmp_path / "page.html", [found])
-    html = (tmp_path / "page.html").read_text(encoding="utf-8")
-    page = Page(html)
-    assert page.tags.isdisjoint({"script", "link", "iframe", "object", "b", "base", "form"})
-    assert not [name for name in page.attributes if name.startswith("on")]
-    assert len(page.loads) == 6
-    assert all(url.startswith("data:image/jpeg;base64,") for url in page.loads)
-    assert "default-src 'none'; img-src data:" in html
+    page = safe_page(tmp_path / "page.html", 6)
     for text in (
         "<img src=x onerror=alert(1)>",
         "23 · height_below · images · a blue bar, 3",
@@ -403,8 +397,21 @@ def test_the_page_shows_both_sides_of_a_threshold_and_runs_nothing(pictures: Pat
         "images (12)",
     ):
         assert text in page.text
-    assert "\u202e" not in html
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert html.count("<polyline") == 4  # of all and of those kept: everything, and the one source
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"at": (float("nan"),)}, "a threshold of nan: no number"),
+        ({"at": (0.1, float("inf"))}, "a threshold of inf: no number"),
+        ({"fractions": (2.0,)}, "a fraction of 2: not a part of all rows"),
+    ],
+)
+def test_what_no_threshold_can_be_is_refused(question: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Question("height", **question)
 
 
 def test_a_picture_that_is_gone_costs_only_itself(pictures: Path, tmp_path: Path) -> None:

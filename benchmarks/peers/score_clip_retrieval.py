@@ -13,7 +13,6 @@ What is counted is its runner, from making the data loader to the last file writ
 import json
 import resource
 import sys
-import tempfile
 import time
 import types
 from importlib.metadata import version
@@ -44,10 +43,9 @@ def cpu() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def described(folder: Path) -> tuple[str, str, dict[str, object]]:
+def described(folder: Path, home: Path) -> tuple[str, str, dict[str, object]]:
     """Return a model in open_clip's layout as a version that reads no folders wants it: an architecture, a file, a transform."""
     facts = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-    home = Path(tempfile.mkdtemp())
     (home / "described.json").write_text(json.dumps(facts["model_cfg"]), encoding="utf-8")
     open_clip.add_model_config(home / "described.json")
     wanted = {f"image_{key}": facts["preprocess_cfg"][key] for key in ("mean", "std", "interpolation", "resize_mode")}
@@ -66,13 +64,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)
-    name, weights, given = options["model"], options["weights"], {}
+    name, weights, given, out = options["model"], options["weights"], {}, options["out"]
     if not weights:
-        name, weights, given = described(Path(name))
+        name, weights, given = described(Path(name), Path(out).parent)
     model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device, **given)
     loaded = model.eval(), preprocess, open_clip.get_tokenizer(name)
     mapping.load_clip = lambda *_args, **_named: loaded
-    out = options["out"]
     Path(out).mkdir(parents=True)
     what = {"enable_image": True, "enable_text": True, "enable_metadata": False}
     mapper = mapping.ClipMapper(

@@ -5,6 +5,8 @@ short, damaged, or has not one line for each row; that is found before a run, as
 is, only what is asked for is read; a compressed one is unpacked up to there.
 """
 
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +25,10 @@ from mmdata.errors import did_you_mean
 
 _TYPES = {np.dtype("<f2"): pa.float16(), np.dtype("<f4"): pa.float32()}
 _BLOCK = 1 << 20
+# What reading a damaged archive, or numpy's header in one, may raise; an encrypted member is a RuntimeError.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
 _AGAIN = "fetch it again; it may be cut short or damaged"
 
 
@@ -67,7 +73,7 @@ def check_features(path: Path, names: tuple[str, ...], rows: int) -> None:
                     )
                 size = found.offset + rows * found.width * found.dtype.itemsize
                 whole = path.stat().st_size <= WHOLE_BYTES
-                held = _read_through(member, found.offset) if whole else file.getinfo(f"{name}.npy").file_size
+                held = _read_through(member, found.offset) if whole else file.getinfo(member.name).file_size
                 if held != size:
                     raise UnreadableError(f"{path}: `{name}` has {held:,} bytes, not {size:,}", hint=_AGAIN)
 
@@ -109,10 +115,10 @@ def _read_through(member: IO[bytes], offset: int) -> int:
 
 @contextmanager
 def _member(file: zipfile.ZipFile, path: Path, name: str) -> Iterator[IO[bytes]]:
-    names = [item.removesuffix(".npy") for item in file.namelist()]
+    names = {item.removesuffix(".npy"): item for item in file.namelist()}
     if name not in names:
         raise UnreadableError(f"{path}: holds no array `{name}`", hint=did_you_mean(name, names))
-    with file.open(f"{name}.npy") as member:
+    with file.open(names[name]) as member:
         yield member
 
 
@@ -121,5 +127,5 @@ def _naming(path: Path) -> Iterator[None]:
     """Say of damage which file has it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise UnreadableError(f"{path}: not a readable npz file: {error}", hint=_AGAIN) from error

@@ -4,6 +4,7 @@ A digest is of values, wherever they lie in memory: rows that were just computed
 The writer notes it in the file, so that nobody who needs all of its rows works it out again.
 """
 
+import errno
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -80,8 +81,13 @@ class ColumnFile:
         try:
             self._file = pq.ParquetFile(source, read_dictionary=list(coded), pre_buffer=False)
         except (pa.ArrowInvalid, OSError) as error:
-            raise damaged(error) from error
+            raise self._told(error) from error
         self.metadata: dict[bytes, bytes] = self._file.schema_arrow.metadata or {}
+
+    def _told(self, error: Exception) -> Exception:
+        """Return what is wrong: the file, unless the system says that it could not be read now."""
+        passing = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.EINTR, errno.ENOMEM)
+        return error if passing else self._damaged(error)
 
     def named(self, kind: pa.DataType) -> list[str]:
         """Return the names of the columns of a type."""
@@ -100,7 +106,7 @@ class ColumnFile:
         try:
             table = self._file.read(columns=None if names is None else list(names), use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(error) from error
+            raise self._told(error) from error
         for name, told in named_beside(self.metadata).items():
             if name in table.column_names:
                 table = table.set_column(table.column_names.index(name), name, self._beside(table.column(name), told))

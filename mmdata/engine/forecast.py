@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.engine.columns import as_type
-from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held, verdict_table
+from mmdata.engine.judge import drops, outcome_verdicts, settle, settle_held, verdict_table
 from mmdata.engine.keys import SOURCE, keys_of
 from mmdata.engine.passes import passes_of, verdicts_of
 from mmdata.engine.runstore import Generation, RunStore
@@ -215,7 +215,7 @@ class _Walk:
             self._doubt(alive)
 
     def _split(self, step: Step) -> tuple[Span, Span]:
-        parents, children = self.state.alive, children_held(self.view.held(step.index))
+        parents, children = self.state.alive, self.view.held(step.index).rows()
         missing = parents[~np.isin(parents, children >> CHILD_BITS)]
         kept = np.setdiff1d(parents, missing)
         spans = Span(len(np.setdiff1d(kept, self.unsure)), len(kept)), self._computed(missing)

@@ -79,6 +79,10 @@ class Held:
         self.round = len(rounds) if len(rounds) > answered else 0
         self._again = sorted({outcome for outcomes in rounds[answered:] for outcome in outcomes})
 
+    def rows(self) -> np.ndarray:
+        """Return the numbers of all rows held, (N,) int64, sorted, each once."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(piece.rows for piece in self.pieces)]))
+
     def add(self, table: pa.Table) -> None:
         """Add rows."""
         self.pieces.append(Piece(table))
@@ -105,8 +109,7 @@ class Held:
 
     def _failed(self, rows: np.ndarray) -> np.ndarray:
         """Return those of the rows that are held with an outcome that is asked about again."""
-        known = np.concatenate([piece.rows for piece in self.pieces]) if self.pieces else rows[:0]
-        rows = rows[np.isin(rows, known)]
+        rows = rows[np.isin(rows, self.rows())]
         outcomes = self.take(rows, [OUTCOME]).column(0)
         failed: np.ndarray = rows[pc.is_in(outcomes, pa.array(self._again, pa.string())).to_numpy()]
         return failed

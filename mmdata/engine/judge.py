@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 
-from mmdata.engine.held import Held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.state import State
 from mmdata.engine.view import PartitionView
@@ -49,11 +48,6 @@ def outcome_verdicts(table: pa.Table) -> pa.Table:
     """Return the outcomes of those rows that have one as verdicts."""
     table = table.filter(table.column(OUTCOME).is_valid())
     return verdict_table(table.column(ROW), table.column(OUTCOME))
-
-
-def children_held(held: Held) -> np.ndarray:
-    """Return the numbers of all children that a Split has made, sorted."""
-    return np.sort(np.concatenate([piece.rows for piece in held.pieces] or [np.zeros(0, np.int64)]))
 
 
 def _stage_number(index: int) -> int:

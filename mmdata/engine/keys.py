@@ -42,7 +42,8 @@ def short(value: object) -> str:
 
 def _step_key(step: Step, keys: dict[int, str], space: str) -> str:
     stage = step.stage
-    more: dict[str, object] = {"inputs": stage.inputs()} if stage.inputs() else {}
+    inputs = stage.inputs()
+    more: dict[str, object] = {"inputs": inputs} if inputs else {}
     if isinstance(stage, Map) and stage.documents:  # which rows of a document are left is what all steps before say
         more["before"] = [keys[index] for index in range(step.index)]
     return short(more | {

@@ -80,6 +80,10 @@ class Pictures:
             if (begun := self._ahead.pop(row, None)) is not None and not begun.cancel():
                 begun.add_done_callback(self._let_go)
 
+    def close(self) -> None:
+        """Let go of everything; what was not begun is not made."""
+        self.forget([*self._ahead, *self._made])
+
     def _try(self, ref: Ref) -> Picture | RecordError | None:
         """Make an image ahead, or return null where there is no room for it now."""
         if self._bytes > MAX_BYTES:

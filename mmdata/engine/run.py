@@ -25,7 +25,7 @@ from mmdata.engine.progress import Progress
 from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.task import Executor, Job
-from mmdata.errors import BusyError
+from mmdata.errors import BusyError, first_line
 from mmdata.net import Guard
 from mmdata.net.shared import forget_hosts
 from mmdata.plan import Budget, Plan
@@ -124,7 +124,7 @@ class Runner:
             self._finish(generation, scheduler, corpus, made)
             state = "done with failures" if scheduler.failed else "done"
         except BaseException as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            why = first_line(error)
             raise
         finally:
             if scheduler.progress is not None and not isinstance(sys.exception(), BusyError):  # the folder is another's now

@@ -327,6 +327,5 @@ def _opens_global(segment: Segment) -> bool:
 
 def _waits(segment: Segment) -> bool:
     """Say whether no partition may begin with a segment before all are done with the one before."""
-    if not segment.steps or not isinstance(stage := segment.steps[0].stage, GlobalFilter):
-        return False
-    return not isinstance(stage.passes()[0], Judge)
+    first = segment.steps[0].stage if segment.steps else None
+    return isinstance(first, GlobalFilter) and not isinstance(first.passes()[0], Judge)

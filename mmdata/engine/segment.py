@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from mmdata.engine.careful import Answer, Careful, Direct
 from mmdata.engine.columns import as_type
 from mmdata.engine.held import Piece
-from mmdata.engine.judge import children_held, drops, outcome_verdicts, settle, settle_held
+from mmdata.engine.judge import drops, outcome_verdicts, settle, settle_held
 from mmdata.engine.keys import SOURCE
 from mmdata.engine.passes import verdicts_of
 from mmdata.engine.pictures import Picture, Pictures
@@ -98,15 +99,15 @@ class SegmentRun:
     def _compute_chunks(self, state: State, group: list[Step]) -> None:
         """Compute what is missing, chunk by chunk through all steps of the group."""
         ahead = self._looking_ahead(state.alive, group)
-        pictures = self._pictures(ahead, group)
         chunks = list(self._chunks(state.alive, group))
-        for place, chunk in enumerate(chunks):
-            for soon in chunks[place : place + 2] if isinstance(self.caller, Direct) else ():
-                self._begin(pictures, ahead, soon)
-            rows = chunk
-            for step in group:
-                rows = self._compute_step(step, rows, pictures)
-            pictures.forget(chunk.tolist())
+        with closing(self._pictures(ahead, group)) as pictures:
+            for place, chunk in enumerate(chunks):
+                for soon in chunks[place + 1 if place else 0 : place + 2] if isinstance(self.caller, Direct) else ():
+                    self._begin(pictures, ahead, soon)
+                rows = chunk
+                for step in group:
+                    rows = self._compute_step(step, rows, pictures)
+                pictures.forget(chunk.tolist())
 
     def _compute_step(self, step: Step, rows: np.ndarray, pictures: Pictures) -> np.ndarray:
         """Compute what a step misses of rows; return those that go on to the next."""
@@ -276,7 +277,7 @@ class SegmentRun:
     def _split(self, state: State, step: Step) -> State:
         parents = state.alive
         held = self.view.held(step.index)
-        missing = parents[~np.isin(parents, children_held(held) >> CHILD_BITS)]
+        missing = parents[~np.isin(parents, held.rows() >> CHILD_BITS)]
         if len(missing):
             started = time.monotonic()
             table, lost = children_of(self.view, self.caller, step, missing)
@@ -287,7 +288,7 @@ class SegmentRun:
             held.add(table)
         if held.num_files:
             self.view.run.settle(f"columns/{self.view.keys[step.index]}")
-        children = children_held(held)
+        children = held.rows()
         children = children[np.isin(children >> CHILD_BITS, parents)]
         self.work[step.index] = {"computed": len(missing), "needed": len(parents)}
         self.digests[self.view.keys[step.index]] = self.view.digest(step.index, children)

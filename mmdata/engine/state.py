@@ -160,8 +160,13 @@ class State:
         """Return the codes of reasons, none of them null."""
         array = reasons.combine_chunks()
         coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-        own = np.asarray([self._code(reason) for reason in coded.dictionary.to_pylist()], dtype=np.int16)
-        codes: np.ndarray = own[coded.indices.to_numpy()]
+        # In the order of their first rows: what a dictionary holds, and where, depends on how the rows came together.
+        places = coded.indices.to_numpy()
+        used, first = np.unique(places, return_index=True)
+        own = np.zeros(len(coded.dictionary), np.int16)
+        for place in used[np.argsort(first)].tolist():
+            own[place] = self._code(coded.dictionary[place].as_py())
+        codes: np.ndarray = own[places]
         return codes
 
     def _current(self, *, coded: bool = False) -> pa.Table:

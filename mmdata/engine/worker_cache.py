@@ -59,10 +59,10 @@ class WorkerCache:
 
     def close(self) -> None:
         """Close everything."""
+        for threads in self._threads.values():  # first: they may be at work with what was opened
+            threads.shutdown(cancel_futures=True)
+        self._threads.clear()
         for opened in self._open.values():
             opened.exits.close()
         self._open.clear()
-        for threads in self._threads.values():
-            threads.shutdown(cancel_futures=True)
-        self._threads.clear()
         self.jails.close()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, first_line
 
 _FEATURES, _CENTROIDS = 1024, 16_384  # of each at a time: 64 MiB of products
 _KEY = "image_features"  # of DataComp's files of ImageNet's features
@@ -27,7 +27,7 @@ def read_array(path: Path, key: str | None = None) -> np.ndarray:
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ConfigError(
-            f"{path}: cannot be read without running code from it: {str(error).splitlines()[0][:200]}",
+            f"{path}: cannot be read without running code from it: {first_line(error)[:200]}",
             hint="give a file of torch that holds one tensor or numpy array",
         ) from error
     if key is not None and isinstance(found, dict):
@@ -35,7 +35,7 @@ def read_array(path: Path, key: str | None = None) -> np.ndarray:
     if not isinstance(found, torch.Tensor | np.ndarray) or found.ndim != 2:
         what = type(found).__name__ + (f" of {found.ndim} dimensions" if hasattr(found, "ndim") else "")
         raise ConfigError(f"{path}: holds {what}, not rows of numbers", hint=f"DataComp's files hold an array, or `{_KEY}`")
-    return np.asarray(found, np.float32)
+    return np.asarray(found.detach().float() if isinstance(found, torch.Tensor) else found, np.float32)
 
 
 def nearest(features_ND: np.ndarray, centroids_KD: torch.Tensor) -> np.ndarray:

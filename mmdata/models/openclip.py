@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import open_clip
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from mmdata.errors import ConfigError, ShapeError, did_you_mean
+from mmdata.errors import ConfigError, ShapeError, did_you_mean, first_line
 from mmdata.models.numerics import choose_dtype, device_kind, is_out_of_memory
 from mmdata.models.spec import HUB, OpenClip
 
@@ -95,7 +95,7 @@ class OpenClipTowers:
             self._halve(error)
         return torch.nn.functional.normalize(found[: len(items)].float(), dim=-1)
 
-    def _halve(self, error: Exception) -> None:
+    def _halve(self, error: Exception) -> NoReturn:
         if self.batch == 1:
             raise MemoryError(f"one image is more than the memory holds: {error}") from error
         asked, self.batch = self.batch, self.batch // 2
@@ -141,7 +141,7 @@ class Tokens:
         self.cut += len(new)
         known = self._last | dict(zip(new, ids, strict=True))
         self._last = {text: known[text] for text in texts}
-        return np.stack(list(self._last.values())) if texts else np.zeros((0, 1), np.int64)
+        return np.stack([self._last[text] for text in texts]) if texts else np.zeros((0, 1), np.int64)
 
 
 def tokens_of(name: str) -> Tokens:
@@ -197,8 +197,7 @@ def _fetching(model: str, tag: str | None) -> Iterator[None]:
         yield
     except _LOADING as error:
         what = " / ".join(f"`{part}`" for part in (model, tag) if part)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"the weights of {what} cannot be fetched: {first}", hint=_NO_HUB) from error
+        raise ConfigError(f"the weights of {what} cannot be fetched: {first_line(error)}", hint=_NO_HUB) from error
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -79,6 +80,10 @@ class ScorerModel(Model, ABC):
     @abstractmethod
     def open(self, device: str, threads: int) -> AbstractContextManager[Scorer]:
         """Load it for as long as the context is open; `device` is `cpu` or `cuda`."""
+
+    def located(self, home: Path) -> Self:
+        """Return itself with the paths of its files made absolute from `home`: workers may stand in another folder."""
+        return self
 
     def digests(self) -> tuple[str, ...]:
         """Return the SHA-256 of each file it loads. Raises ConfigError for what does not exist."""

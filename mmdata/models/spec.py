@@ -63,12 +63,26 @@ class OpenClip(ScorerModel):
     compile: bool = False
 
     def label(self) -> str:
-        """Return model and weights by their names."""
-        return " ".join(filter(None, (self.model, self.weights)))
+        """Return model and weights by their names; of a path the last part, for it is told to others."""
+        model = self.model if self.folder() is None else Path(self.model).name
+        weights = Path(self.weights).name if self.weights and Path(self.weights).is_file() else self.weights
+        return " ".join(filter(None, (model, weights)))
 
     def meaning(self) -> str:
         """Say what the score is."""
         return f"cosine of image and caption by {self.label()}"
+
+    def located(self, home: Path) -> Self:
+        """Return itself with absolute paths, where model or weights are paths."""
+        paths = {"model": home / self.model / CONFIG, "weights": home / (self.weights or "")}
+        there = {name: str(home / getattr(self, name)) for name, path in paths.items() if getattr(self, name) and path.is_file()}
+        return self.model_copy(update={} if self.model == TINY_CLIP else there)
+
+    def asked(self) -> dict[str, Any]:
+        """Return what decides its numbers, as JSON; where files lie is not among it: what they hold is in `digests`."""
+        fields: dict[str, Any] = super().asked()[self.name]
+        paths = {"model": self.model != TINY_CLIP and self.folder() is not None, "weights": Path(self.weights or "").is_file()}
+        return {self.name: {name: value for name, value in fields.items() if not paths.get(name)}}
 
     def folder(self) -> Path | None:
         """Return the folder in open_clip's layout that this names, if it names one."""
@@ -184,6 +198,10 @@ class ScorerSpec(Model):
         """Return the SHA-256 of each file the scorer loads."""
         return () if self.fake else self.clip.digests()
 
+    def located(self, home: Path) -> Self:
+        """Return itself with absolute paths."""
+        return self if self.open_clip is None else self.model_copy(update={"open_clip": self.open_clip.located(home)})
+
     def dim(self) -> int:
         """Return the length of its embeddings."""
         return HASH_DIM if self.fake else self.clip.dim()
@@ -212,7 +230,8 @@ def scorers() -> dict[str, type[ScorerModel]]:
     """Return the scorers by their name in plans, those of other packages included."""
     found: dict[str, type[ScorerModel]] = {cls.name: cls for cls in (Fake, OpenClip)}
     for point in entry_points(group="mmdata.scorers"):
-        found.setdefault(point.name, point.load())
+        cls = point.load()
+        found.setdefault(cls.name, cls)  # by the name that plans are written with
     return dict(sorted(found.items()))
 
 

@@ -93,15 +93,14 @@ def _check_types(stage: Stage, fields: dict[str, pa.Field], index: int) -> None:
         if fields[column].type != BOXES:
             kind, hint = fields[column].type, f"carry it as boxes: `carry: {{{column}: boxes}}`"
             raise StepError(f"`{stage.name}` needs boxes, but `{column}` is {kind}", hint=hint, index=index)
-    try:
-        stage.check(fields)
-    except ConfigError as error:
-        raise StepError(error.message, hint=error.hint, index=index) from error
-
     for column in stage.vectors():
         if not is_embedding(fields[column].type):
             hint = "name a column of embeddings, such as `clip_score: {embeddings: [image]}` writes"
             raise StepError(f"`{stage.name}` needs embeddings, but `{column}` is {fields[column].type}", hint=hint, index=index)
+    try:
+        stage.check(fields)
+    except ConfigError as error:
+        raise StepError(error.message, hint=error.hint, index=index) from error
 
 
 def _check_settled(stage: Stage, before: Sequence[Stage], index: int) -> None:

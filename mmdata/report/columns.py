@@ -18,7 +18,7 @@ def sparse_column(view: PartitionView, home: int, name: str, rows: np.ndarray, s
     wanted = distinct(ancestors)
     missing = view.held(home).missing(wanted)
     held = np.setdiff1d(wanted, missing, assume_unique=True) if len(missing) else wanted
-    values = view.held(home).take(held, [name]).column(0)
+    values = view.columns({name: home}, held, view.home_space(home)).column(name)
     if len(held) == len(rows):
         return values
     if not len(held):

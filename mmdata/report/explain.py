@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from mmdata.engine.keys import SOURCE
 from mmdata.engine.runstore import Generation, Partition, RunStore, load_generation
 from mmdata.engine.state import CHILD_BITS, State
-from mmdata.engine.view import PartitionView
+from mmdata.engine.view import PartitionView, lent_names
 from mmdata.errors import ConfigError, printable
 from mmdata.schema import ROW
 
@@ -71,10 +72,11 @@ def _row_text(view: PartitionView, unit: int, space: int, row: int, fate: dict[s
 
 
 def _columns(view: PartitionView, space: int, row: np.ndarray) -> dict[str, Any]:
-    """Return every column that is held for one row, those of its ancestors included."""
-    homes = view.homes_in(space)
+    """Return every column that is held for one row, those of its ancestors included; not those that a source lends."""
     values: dict[str, Any] = {}
-    for name, home in homes.items():
+    for name, home in view.homes_in(space).items():
+        if home == SOURCE and name in lent_names(view.plan):
+            continue
         ancestor = row >> (CHILD_BITS * (space - view.home_space(home)))
         held = view.held(home)
         if held.pieces and not len(held.missing(ancestor)):

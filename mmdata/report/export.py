@@ -210,8 +210,7 @@ class _Part:
         home = SOURCE if self.step.space == 0 else max(
             step.index for step in self.view.plan.steps[: self.step.index] if self.view.home_space(step.index) == self.step.space
         )  # fmt: skip
-        rows: np.ndarray = np.sort(np.concatenate([piece.rows for piece in self.view.held(home).pieces]))
-        return rows
+        return self.view.held(home).rows()
 
     def _bad(self) -> dict[int, str]:
         """Return the rows of the source that were no rows, with their outcome."""

@@ -31,7 +31,8 @@ def fates(run: RunStore, columns: Sequence[str], number: int | None = None) -> p
         if record is None:  # the partition was given up
             continue
         state = State.from_bytes(run.state_of(record))
-        table = state.table().filter(pc.equal(state.table().column("space"), state.space))
+        table = state.table()
+        table = table.filter(pc.equal(table.column("space"), state.space))
         stages = pa.array([names.get(stage) for stage in table.column("stage").to_pylist()], pa.string())
         found = {"reason": table.column("reason"), "stage": stages}
         rows = table.column(ROW).to_numpy()

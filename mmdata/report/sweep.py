@@ -5,10 +5,12 @@ that the generation kept. A threshold keeps what `keep` would: values at or abov
 without a value are counted apart. Memory does not grow with the run.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mmdata.errors import ConfigError
 from mmdata.report.sweep_counts import OF, Group, count
 from mmdata.report.sweep_rows import ROWS, ColumnRows, Spill
 from mmdata.report.sweep_seen import Boundary, look
@@ -35,6 +37,12 @@ class Question:
     at: tuple[float, ...] = ()
     fractions: tuple[float, ...] = FRACTIONS
     at_most: bool = False
+
+    def __post_init__(self) -> None:
+        if wrong := [each for each in self.at if not math.isfinite(each)]:
+            raise ConfigError(f"a threshold of {wrong[0]}: no number", hint="give a number such as 0.3")
+        if wrong := [each for each in self.fractions if not 0 < each <= 1]:
+            raise ConfigError(f"a fraction of {wrong[0]:g}: not a part of all rows", hint="give a number such as 0.3")
 
 
 @dataclass(frozen=True)

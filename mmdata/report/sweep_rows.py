@@ -27,7 +27,6 @@ from mmdata.stages.verbs import SourceSlice, Split
 
 NO_GROUP = "(none)"
 MAX_GROUPS = 10_000
-_NO_ROWS = np.zeros(0, np.int64)
 PIECE = 1 << 18  # records that are looked at together
 
 # What is counted: each bit of a record's flags says that it counts there. Rows; documents by their best row; by their worst.
@@ -115,7 +114,7 @@ class ColumnRows:
         """Read the rows of a partition: the same each time."""
         view = self.view(number)
         held = view.held(self.home)
-        rows = distinct(np.sort(np.concatenate([_NO_ROWS, *(piece.rows for piece in held.pieces)])))
+        rows = held.rows()
         alive, without = self._alive(number, rows)
         column = held.take(rows, [self.column]).column(0)
         there = column.is_valid().to_numpy()

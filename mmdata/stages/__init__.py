@@ -54,7 +54,8 @@ def named(verb: type[Definition]) -> dict[str, type[Definition]]:
     """Return the classes of a verb (Stage, Source or Sink) by their YAML name, those of other packages included."""
     own: dict[str, type[Definition]] = {cls.name: cls for cls in (*STAGES, *SOURCES, *SINKS)}
     for point in entry_points(group="mmdata.stages"):
-        own.setdefault(point.name, point.load())
+        cls = point.load()
+        own.setdefault(cls.name, cls)  # by the name that plans are written with, whatever the entry point's
     return {name: cls for name, cls in sorted(own.items()) if issubclass(cls, verb)}
 
 

@@ -78,13 +78,13 @@ class Block(Filter):
         """Read the lists and return the judging function."""
         lists = Deny(urls=self.urls, domains=self.domains).open()
         phrases = () if self.phrases is None else _phrases(self.phrases, self.match, digest_file(_path(self.phrases)))
-        return lambda batch: self._judge(batch, lists, phrases)
+        urls = pa.array(sorted(lists.urls), pa.string())
+        return lambda batch: self._judge(batch, lists, urls, phrases)
 
-    def _judge(self, batch: Batch, lists: DenyLists, phrases: tuple[str, ...]) -> pa.Table:
+    def _judge(self, batch: Batch, lists: DenyLists, urls: pa.Array, phrases: tuple[str, ...]) -> pa.Table:
         table, rules = batch.table, []
         if self.urls is not None:
-            listed = pc.is_in(table.column("url"), pa.array(sorted(lists.urls), pa.string()))
-            rules.append(("url_blocked", listed.to_numpy()))
+            rules.append(("url_blocked", pc.is_in(table.column("url"), urls).to_numpy()))
         if self.domains is not None:
             said = each_host(hosts_of(table.column("url")), lambda host: host if lists.lists_host(host) else None)
             rules.append(("domain_blocked", said.is_valid().to_numpy(zero_copy_only=False)))

@@ -1,7 +1,8 @@
 """What Maps share whose numbers come from the two towers of a scorer."""
 
 from abc import ABC
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from mmdata.models import ScorerSpec
 from mmdata.stages.verbs import Map, Resources
@@ -12,6 +13,10 @@ class ByTowers(Map, ABC):
 
     resources: Resources = Resources(memory_mib=8192, row_s=10)
     scorer: ScorerSpec = ScorerSpec()
+
+    def located(self, home: Path) -> Self:
+        """Return itself with absolute paths."""
+        return self.model_copy(update={"scorer": self.scorer.located(home)})
 
     def weights(self) -> tuple[str, ...]:
         """Return the digest of the model's weights."""

@@ -75,6 +75,7 @@ class DataCompLanguage(Filter):
     """Keep rows whose language is English; a null is not. `model` says who found it."""
 
     name: ClassVar[str] = "datacomp_language"
+    not_in_key: ClassVar[set[str]] = {"resources", "model"}  # it says who found the language, whose column has a key of its own
     cheap: ClassVar[bool] = True
 
     resources: Resources = QUICK
@@ -107,6 +108,8 @@ class DataCompEntities(Filter):
     """
 
     name: ClassVar[str] = "datacomp_entities"
+    version: ClassVar[int] = 2
+    not_in_key: ClassVar[set[str]] = {"resources", "wordnet", "entities"}  # paths: what lies there is in `inputs`
 
     resources: Resources = QUICK
     wordnet: str

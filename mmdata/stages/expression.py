@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,7 +53,7 @@ def parse(text: str) -> "pl.Expr":
         found = pl.sql_expr(text)
         parts = json.loads(found.meta.serialize(format="json"))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError) as error:
-        raise _wrong(text, _first_line(error), "write SQL, as in `width >= 200 and (score > 0.3 or source = 'laion')`") from None
+        raise _wrong(text, first_line(error), "write SQL, as in `width >= 200 and (score > 0.3 or source = 'laion')`") from None
     _refuse(text, set(_words(parts)))
     return found
 
@@ -79,7 +79,7 @@ def check(text: str, fields: dict[str, pa.Field]) -> None:
         together = evaluate(text, table).to_pylist()
         alone = [evaluate(text, table.slice(place, 1)).to_pylist() for place in range(table.num_rows)]
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise _wrong(text, _first_line(error), types) from None
+        raise _wrong(text, first_line(error), types) from None
     if alone != [[value] for value in together]:
         raise _wrong(text, "what it says of a row depends on other rows", "use `top`, `cap` or `dedupe` to compare rows")
 
@@ -141,10 +141,6 @@ def _tries(kind: pa.DataType) -> pa.Array:
     else:
         return pa.nulls(10, kind)
     return pa.array(values * 2, kind)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _wrong(text: str, what: str, hint: str | None) -> ConfigError:

@@ -21,7 +21,8 @@ class Keep(Filter):
     nulls  what becomes of a row whose column, or of which what `where` says, is null: it goes unless this is `keep`. A NaN
            is null. `where` is null where it depends on a null: `x > 1 or y > 1` is true if either is, whatever the other
 
-    A bound is compared in the column's own precision, so that `at_most: 0.3` keeps what a float32 column holds for 0.3.
+    A bound is compared in the column's own precision (of float16: in float32), so that `at_most: 0.3` keeps what a float32 column
+    holds for 0.3.
     """
 
     name: ClassVar[str] = "keep"

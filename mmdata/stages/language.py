@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.schema import PUBLISHED_TEXT
-from mmdata.stages.verbs import QUICK, Batch, Map, MapFn, Resources, WorkerContext
+from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
 from mmdata.text.language import GCLD3, LITE, detector, language_model
 
 
@@ -24,8 +24,9 @@ class Language(Map):
     """
 
     name: ClassVar[str] = "language"
+    not_in_key: ClassVar[set[str]] = {"resources", "model"}  # paths: what lies there is in `weights`
 
-    resources: Resources = QUICK
+    resources: Resources = Resources(row_s=0.05)  # of texts up to 64 KiB
     model: str = LITE
     column: str = "language"
     blank: Literal["null", "ask"] = "null"

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from mmdata.errors import ConfigError
 from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
 from mmdata.storage import Store, digest_json
 from mmdata.text.assets import Asset, asset_of
@@ -21,13 +22,15 @@ class NearestCentroid(Map):
     feature    a column of features, such as `l14_img` of `pool: {features: [l14_img]}`
     centroids  a `.pt` file of (K, D) numbers, such as DataComp's small_centroids_l14.pt
     targets    `.pt` files of features of a target set, such as DataComp's in1k_clip_vit_l14_0.pt to _4.pt: a centroid that
-               any of these is nearest to is a target. Found once a run folder, which takes 2e14 operations for ImageNet-1k
-               and 100,000 centroids: seconds with `resources: {gpus: 1}`, an hour without
+               any of these is nearest to is a target. Found once a run folder, by each worker that comes before they are
+               there; it takes 2e14 operations for ImageNet-1k and 100,000 centroids: seconds with `resources: {gpus: 1}`, an
+               hour without
 
     Files that bear a name of DataComp's are checked by their SHA-256.
     """
 
     name: ClassVar[str] = "nearest_centroid"
+    not_in_key: ClassVar[set[str]] = {"resources", "centroids", "targets"}  # paths: what lies there is in `weights`
 
     resources: Resources = Resources(memory_mib=8192)
     feature: str = "l14_img"
@@ -37,6 +40,13 @@ class NearestCentroid(Map):
     def reads(self) -> tuple[str, ...]:
         """Read the features."""
         return (self.feature,)
+
+    def check(self, fields: dict[str, pa.Field]) -> None:
+        """Refuse what is no feature."""
+        kind = fields[self.feature].type
+        if not (pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)):
+            hint = "name one of `pool: {features: [...]}`"
+            raise ConfigError(f"`{self.name}` needs features, but `{self.feature}` is {kind}", hint=hint)
 
     def writes(self) -> tuple[pa.Field, ...]:
         """Write which centroid it is, and whether that is a target."""

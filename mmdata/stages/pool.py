@@ -19,9 +19,9 @@ from mmdata.catalog import Columns, Entry, ListFile, Origin, Raw, UnreadableErro
 from mmdata.catalog.entry import CarryType
 from mmdata.catalog.features import Array, check_features, features_beside, read_features, read_header
 from mmdata.catalog.files import file_digest
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, first_line
 from mmdata.schema import PUBLISHED_TEXT
-from mmdata.stages.sources import Listed
+from mmdata.stages.sources import Listed, changed
 from mmdata.stages.verbs import Lender, SourceSlice
 from mmdata.storage import digest_json
 
@@ -50,13 +50,22 @@ class Pool(Listed, Lender):
     @cached_property
     def definition(self) -> Entry:
         """How the parquet files are read."""
-        files = self._patterns()
-        names = pq.read_schema(sorted(Path(self.path).glob(files[0]))[0]).names
+        try:
+            names = pq.read_schema(self._first).names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UnreadableError(
+                f"{self._first}: not a readable parquet file: {first_line(error)}", hint="fetch it again"
+            ) from error
         return Entry.model_validate({
-            "files": files, "format": "parquet", "guess": False,
+            "files": self._patterns(), "format": "parquet", "guess": False,
             "columns": Columns(url="url", text="text", sample_id="uid"),
             "carry": {name: kind for name, kind in _CARRY.items() if name in names},
         })  # fmt: skip
+
+    @cached_property
+    def _first(self) -> Path:
+        """The file that says which columns there are, and of what kind features are."""
+        return min(path for path in self.root.glob(self._patterns()[0]) if path.is_file())
 
     @property
     def root(self) -> Path:
@@ -94,9 +103,13 @@ class Pool(Listed, Lender):
         return self.features
 
     def lend(self, part: SourceSlice, names: Sequence[str], rows: np.ndarray) -> pa.Table:
-        """Return features for rows of one partition."""
-        path = features_beside(self.root / part.file)
+        """Return features for rows of one partition; RunError when its files are not those that were scanned."""
         fields = {field.name: field for field in self._lent}
+        if not len(rows):  # none of a file that was left out can be asked for
+            return pa.schema([fields[name] for name in names]).empty_table()
+        if self._digest(self.root / part.file) != part.digest:
+            raise changed(self.root / part.file)
+        path = features_beside(self.root / part.file)
         columns = []
         for name in names:
             lines_ND = read_features(path, name, part.start, part.stop)[rows]
@@ -109,7 +122,7 @@ class Pool(Listed, Lender):
     def _lent(self) -> tuple[pa.Field, ...]:
         if not self.features:
             return ()
-        path = features_beside(sorted(self.root.glob(self._patterns()[0]))[0])
+        path = features_beside(self._first)
         found: dict[str, Array] = {}
         for name in self.features:
             if name in _CARRY or name in ("uid", "url", "text"):
@@ -127,7 +140,7 @@ class Pool(Listed, Lender):
     def _patterns(self) -> list[str]:
         """Return the pattern of the parquet files' names; as in DataComp, any name with `.parquet` in it."""
         for pattern in ("*.parquet*", "part_*/*.parquet*"):
-            if next(self.root.glob(pattern), None) is not None:
+            if any(path.is_file() for path in self.root.glob(pattern)):
                 return [pattern]
         raise ConfigError(f"{self.root}: holds no parquet file", hint="give the folder of a pool's metadata")
 

@@ -1,7 +1,8 @@
 """Score rows by a scorer of any kind: those of this package, and those that others bring."""
 
 import json
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,10 @@ class Score(Map):
         about = {"unit": self.by.unit, "meaning": f"{self.by.meaning()}, by {self.by.label()}"}
         return (pa.field(self.column or self.by.name, pa.float32(), metadata=about),)
 
+    def located(self, home: Path) -> Self:
+        """Return itself with absolute paths."""
+        return self.model_copy(update={"by": self.by.located(home)})
+
     def weights(self) -> tuple[str, ...]:
         """Return the digests of the scorer's files."""
         return self.by.digests()
@@ -48,8 +53,14 @@ class Score(Map):
     def open(self, ctx: WorkerContext) -> MapFn:
         """Load the scorer and return the scoring function."""
         scorer = ctx.enter(self.by.open(ctx.device, self.resources.cpus))
-        profile = getattr(scorer, "profile", {"device": ctx.device, "threads": self.resources.cpus})
-        return lambda batch: self._score(scorer, batch).replace_schema_metadata({PROFILE: json.dumps(profile)})
+
+        def score(batch: Batch) -> pa.Table:
+            table = self._score(scorer, batch)
+            # Looked at anew: a batch that was too large for the memory is another profile from then on.
+            profile = getattr(scorer, "profile", {"device": ctx.device, "threads": self.resources.cpus})
+            return table.replace_schema_metadata({PROFILE: json.dumps(profile)})
+
+        return score
 
     def _score(self, scorer: Scorer, batch: Batch) -> pa.Table:
         num = batch.table.num_rows

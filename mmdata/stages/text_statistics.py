@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from mmdata.config import Model
 from mmdata.errors import ConfigError
-from mmdata.stages.verbs import QUICK, Batch, Map, MapFn, Resources, WorkerContext
+from mmdata.stages.verbs import Batch, Map, MapFn, Resources, WorkerContext
 from mmdata.storage import digest_file
 from mmdata.text.rules import RULES, rules_of, statistics_of
 
@@ -33,7 +33,7 @@ class WordLists(Model):
 
     def digests(self) -> tuple[str, ...]:
         """Return the SHA-256 of each file."""
-        return tuple(digest_file(path) for path in self._paths().values())
+        return tuple(f"{name} {digest_file(path)}" for name, path in self._paths().items())
 
     def read(self) -> dict[str, frozenset[str]]:
         """Return the words of each list, in lower case."""
@@ -68,6 +68,8 @@ RuleNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(known
 class ByRules(Model):
     """What stages share that count what sets of rules ask for."""
 
+    not_in_key: ClassVar[set[str]] = {"resources", "lists"}  # paths: what lies there is in `inputs`
+
     rules: RuleNames = WITHOUT_LISTS
     lists: WordLists = WordLists()
 
@@ -96,7 +98,7 @@ class TextStatistics(ByRules, Map):
 
     name: ClassVar[str] = "text_statistics"
 
-    resources: Resources = QUICK
+    resources: Resources = Resources(row_s=0.05)  # of texts up to 64 KiB
 
     def reads(self) -> tuple[str, ...]:
         """Read the text."""

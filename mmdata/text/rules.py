@@ -127,7 +127,7 @@ def judge(rules: Sequence[Rule], values: Mapping[str, np.ndarray]) -> tuple[np.n
     """Return of each text the name of the first way in which it breaks a rule, and the value that did.
 
     values   statistics by name, each (N,) float64; NaN breaks nothing
-    returns  (N,) object, text or null; (N,) float64, NaN where the text is null
+    returns  (N,) object, text or null; (N,) float64, NaN where no rule is broken
     """
     num = len(values[rules[0].statistic]) if rules else 0
     reasons, found = np.full(num, None, object), np.full(num, np.nan)

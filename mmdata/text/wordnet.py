@@ -3,7 +3,8 @@
 Decided here: a word is what lies between white space, case and punctuation as given; what counts is its first sense in WordNet,
 of any part of speech, and that sense is compared by its offset alone. Which sense is first is what NLTK's reader says (nouns,
 verbs, adjectives, adverbs; the word itself, then its base forms by the exception list, or else by the endings of WordNet's
-morphy(7), taken off once), found in WordNet's own files: they need no package, and no release of one changes the answer.
+morphy(7), taken off again and again until a word is found: as NLTK 3.8.1 does it, which DataComp's requirements name), found in
+WordNet's own files: they need no package, and no other release of one changes the answer.
 """
 
 from functools import lru_cache
@@ -42,14 +43,20 @@ class WordNet:
         """Return the offset of a word's first sense in the file of its part of speech; null for no word."""
         word = word.lower()
         for part, endings in _ENDINGS.items():
-            bases = self._exceptions[part].get(word)
-            if bases is None:
-                bases = [word[: -len(old)] + new for old, new in endings if word.endswith(old)]
-            senses = self._senses[part]
-            for form in (word, *bases):
-                if form in senses:
-                    return senses[form]
+            senses, irregular = self._senses[part], self._exceptions[part].get(word)
+            forms = [word] if irregular is None else [word, *irregular]
+            while forms:
+                for form in forms:
+                    if form in senses:
+                        return senses[form]
+                forms = _shortened(forms, endings) if irregular is None else []
         return None
+
+
+def _shortened(forms: list[str], endings: tuple[tuple[str, str], ...]) -> list[str]:
+    """Return what is left of words when an ending is taken off, once each: one word may end in several ways."""
+    found = [form[: -len(old)] + new for form in forms for old, new in endings if form.endswith(old)]
+    return list(dict.fromkeys(found))
 
 
 class Entities:

@@ -152,7 +152,8 @@ def tokenize(text: str) -> list[str]:
 class WordNet:
     """What NLTK's `wordnet.synsets(word)` says first, from WordNet's own files."""
 
-    # In this order the parts of speech are asked, and these endings are taken off a word, each once.
+    # In this order the parts of speech are asked. Endings are taken off a word until something is found, as in NLTK 3.8.1,
+    # which DataComp's requirements name: first one of each kind, then one more of what that left, and so on.
     endings = (
         ("noun", "s/ ses/s ves/f xes/x zes/z ches/ch shes/sh men/man ies/y"),
         ("verb", "s/ ies/y es/e es/ ed/e ed/ ing/e ing/"),
@@ -180,10 +181,14 @@ class WordNet:
         word = word.lower()
         for name, endings in self.endings:
             pairs = [ending.split("/") for ending in endings.split()]
-            regular = [word[: -len(old)] + new for old, new in pairs if word.endswith(old)]
-            for form in (word, *self.irregular[name].get(word, regular)):
-                if form in self.places[name]:
-                    return self.places[name][form]
+            forms = [word, *self.irregular[name].get(word, [])]
+            while forms:
+                for form in forms:
+                    if form in self.places[name]:
+                        return self.places[name][form]
+                if word in self.irregular[name]:
+                    break
+                forms = [form[: -len(old)] + new for form in forms for old, new in pairs if form.endswith(old)]
         return None
 
 

@@ -75,6 +75,26 @@ def test_what_is_ahead_is_bounded_and_the_rest_is_made_when_asked(
     ahead.forget(range(12))
 
 
+def test_what_was_not_begun_is_not_made_when_an_attempt_breaks_off(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def prepare(image: np.ndarray) -> np.ndarray:
+        begun.set()
+        assert go_on.wait(10)
+        made.append(int(image[0, 0, 0]))
+        return image
+
+    with ThreadPoolExecutor(1) as one:
+        ahead = Pictures(open_store(str(tmp_path)), Jails(), one, True, {7: prepare})
+        ahead.begin(range(6), refs_of(tmp_path, 6))
+        assert begun.wait(10)
+        ahead.close()
+        go_on.set()
+    assert made == [0]
+    assert ahead._bytes == 0
+
+
 def test_a_picture_that_cannot_be_decoded_is_its_rows_error(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     refs = refs_of(tmp_path, 1)
     (tmp_path / "0.png").write_bytes(b"no picture at all")
