@@ -35,6 +35,8 @@ class Piece:
         """Return columns of all rows, as they lie."""
         if isinstance(self._source, pa.Table):
             return self._source.select(list(names))
+        if ROW in names and self.order is None:
+            self._columns.setdefault(ROW, pa.chunked_array([self.rows], pa.int64()))
         missing = [name for name in names if name not in self._columns]
         if missing:
             table = self._source.read(missing)

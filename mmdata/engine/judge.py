@@ -19,6 +19,8 @@ def drops(step: Step) -> bool:
 def settle(view: PartitionView, state: State, step: Step | None, verdicts: pa.Table, whole: bool) -> None:
     """Give rows the fate that a step's verdicts say (null: the source's), and documents what follows from it."""
     stage = _stage_number(SOURCE if step is None else step.index)
+    if verdicts.column("reason").null_count == verdicts.num_rows:
+        return
     dropped = state.drop(verdicts, stage)
     if len(dropped):
         state.drop_incomplete(dropped, view.documents(state), stage, whole)
@@ -29,11 +31,16 @@ def settle_held(view: PartitionView, state: State, step: Step, rows: np.ndarray)
     held = view.held(step.index)
     if drops(step):
         assert isinstance(step.stage, Filter)
-        table = held.take(rows, [ROW, "reason", "value"])
-        table = table.filter(table.column("reason").is_valid())
+        table = said(held.take(rows, [ROW, "reason", "value"]), "reason")
         verdicts = verdict_table(table.column(ROW), table.column("reason"), table.column("value"))
         settle(view, state, step, verdicts, whole=step.stage.scope == "sample")
     settle(view, state, step, outcome_verdicts(held.take(rows, [ROW, OUTCOME])), whole=False)
+
+
+def said(table: pa.Table, name: str) -> pa.Table:
+    """Return the rows of which a column says something."""
+    column = table.column(name)
+    return table.slice(0, 0) if column.null_count == table.num_rows else table.filter(column.is_valid())
 
 
 def verdict_table(rows: pa.ChunkedArray, reason: pa.ChunkedArray, value: pa.ChunkedArray | None = None) -> pa.Table:
@@ -46,7 +53,7 @@ def verdict_table(rows: pa.ChunkedArray, reason: pa.ChunkedArray, value: pa.Chun
 
 def outcome_verdicts(table: pa.Table) -> pa.Table:
     """Return the outcomes of those rows that have one as verdicts."""
-    table = table.filter(table.column(OUTCOME).is_valid())
+    table = said(table, OUTCOME)
     return verdict_table(table.column(ROW), table.column(OUTCOME))
 
 

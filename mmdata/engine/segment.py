@@ -100,17 +100,21 @@ class SegmentRun:
         """Compute what is missing, chunk by chunk through all steps of the group."""
         ahead = self._looking_ahead(state.alive, group)
         chunks = list(self._chunks(state.alive, group))
+        looks = any(IMAGE in step.stage.reads() for step in group)
         with closing(self._pictures(ahead, group)) as pictures:
             for place, chunk in enumerate(chunks):
                 for soon in chunks[place + 1 if place else 0 : place + 2] if isinstance(self.caller, Direct) else ():
                     self._begin(pictures, ahead, soon)
                 rows = chunk
-                for step in group:
-                    rows = self._compute_step(step, rows, pictures)
-                pictures.forget(chunk.tolist())
+                for step in group[:-1]:
+                    self._compute_step(step, rows, pictures)
+                    rows = self._still_alive(step, rows)
+                self._compute_step(group[-1], rows, pictures)
+                if looks:
+                    pictures.forget(chunk.tolist())
 
-    def _compute_step(self, step: Step, rows: np.ndarray, pictures: Pictures) -> np.ndarray:
-        """Compute what a step misses of rows; return those that go on to the next."""
+    def _compute_step(self, step: Step, rows: np.ndarray, pictures: Pictures) -> None:
+        """Compute what a step misses of rows."""
         held = self.view.held(step.index)
         missing = held.missing(rows)
         if len(missing):
@@ -122,7 +126,6 @@ class SegmentRun:
             self.tried[step.index] += len(missing)
             self.fresh[step.index].append(table)
             held.add(table)
-        return self._still_alive(step, rows)
 
     def _looking_ahead(self, rows: np.ndarray, group: list[Step]) -> list[Step]:
         """Return the steps that will look at images and have rows to do, up to where a Filter decides who else is looked at."""

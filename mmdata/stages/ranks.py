@@ -82,8 +82,14 @@ class Ranks:
         source = keys.key if level < _DIGITS else keys.tie
         assert source is not None
         digit = (source >> np.uint64(64 - DIGIT * (level % _DIGITS + 1))).astype(np.uint16)
-        frame = pl.DataFrame([*self._frame(rows).get_columns(), pl.Series("_digit", digit)]).filter(pl.Series(here))
-        return self._packed(frame.group_by([*self.per, "_digit"]).agg(_rows=pl.len().cast(pl.Int64)), bits)
+        if not self.per:
+            counts = np.bincount(digit[here], minlength=1)
+            found = np.flatnonzero(counts)
+            frame = pl.DataFrame({"_digit": found.astype(np.uint16), "_rows": counts[found].astype(np.int64)})
+        else:
+            frame = pl.DataFrame([*self._frame(rows).get_columns(), pl.Series("_digit", digit)]).filter(pl.Series(here))
+            frame = frame.group_by([*self.per, "_digit"]).agg(_rows=pl.len().cast(pl.Int64))
+        return self._packed(frame, bits)
 
     def _add(self, parts: list[pa.Table]) -> pa.Table:
         import polars as pl
