@@ -1,7 +1,7 @@
 """Processes that tests start do without pandas: PyArrow loads it for its first array where it is installed.
 
 This package asks for no pandas; it comes with other packages of the test environment, and would cost each of a thousand
-processes 0.4 s. The process of the tests itself has it.
+processes 0.4 s. The process of the tests itself has it, and so do img2dataset, which asks for it, and what img2dataset starts.
 """
 
 import os
@@ -25,5 +25,7 @@ class NoPandas:
         raise ModuleNotFoundError("not in the processes of tests", name=module.__name__)
 
 
-if "PYTEST_CURRENT_TEST" in os.environ:
+if any("img2dataset" in word for word in sys.orig_argv):
+    os.environ["TESTS_WITH_PANDAS"] = "1"
+if "PYTEST_CURRENT_TEST" in os.environ and "TESTS_WITH_PANDAS" not in os.environ:
     sys.meta_path.insert(0, NoPandas())  # type: ignore[arg-type]
