@@ -140,7 +140,7 @@ def choose(pairs: Pairs, rows: pa.Table, rules: Sequence[str] = (), reason: str 
     return dropped(rows, keeper, distance, reason)
 
 
-def dropped(rows: pa.Table, keeper_N: np.ndarray, value_N: np.ndarray, reason: str) -> pa.Table:
+def dropped(rows: pa.Table, keeper_N: np.ndarray, value_N: np.ndarray | pa.Array, reason: str) -> pa.Table:
     """Return the verdicts on rows that are not their own keeper, sorted by (`_partition`, `_row`)."""
     out = np.flatnonzero(keeper_N != np.arange(len(keeper_N)))
     numbers = [rows.column(name).to_numpy()[out] for name in (ROW, PARTITION)]
@@ -149,6 +149,6 @@ def dropped(rows: pa.Table, keeper_N: np.ndarray, value_N: np.ndarray, reason: s
     schema = pa.schema([pa.field(PARTITION, pa.int64()), *VERDICT_FIELDS])
     columns = [
         rows.column(PARTITION).take(pa.array(out)), rows.column(ROW).take(pa.array(out)),
-        pa.array([reason] * len(out), pa.string()), *kept.columns, pa.array(value_N[out], pa.float32()),
+        pa.array([reason] * len(out), pa.string()), *kept.columns, pa.array(value_N).take(pa.array(out)),
     ]  # fmt: skip
     return pa.table(columns, schema.names).cast(schema)

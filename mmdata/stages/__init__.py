@@ -18,6 +18,7 @@ from mmdata.stages.datacomp_rules import (
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
+from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
 from mmdata.stages.language import Language
@@ -42,8 +43,8 @@ __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
     Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompScore, DataCompTarget, DataCompText,
-    DataCompTop, Dedupe, DocumentQuality, Download, DownloadImg2dataset, Keep, Language, MatchTexts, Measure, NearestCentroid,
-    Sample, Score, SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
+    DataCompTop, Dedupe, DocumentQuality, Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure,
+    NearestCentroid, Sample, Score, SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,
