@@ -1,5 +1,9 @@
 """Dedupe algorithms: pure functions on arrays and tables."""
 
+from mmdata.dedupe.alike import alike_verdicts
 from mmdata.dedupe.exact import bucket_of, exact_verdicts
+from mmdata.dedupe.groups import choose, components, keepers
+from mmdata.dedupe.hamming import chance_links, near_hashes
+from mmdata.dedupe.pairs import Pairs
 
-__all__ = ["bucket_of", "exact_verdicts"]
+__all__ = ["Pairs", "alike_verdicts", "bucket_of", "chance_links", "choose", "components", "exact_verdicts", "keepers", "near_hashes"]

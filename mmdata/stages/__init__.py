@@ -16,6 +16,7 @@ from mmdata.stages.datacomp_rules import (
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
+from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars
 from mmdata.stages.keep import Keep
 from mmdata.stages.language import Language
@@ -40,7 +41,7 @@ __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
     Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Dedupe, DocumentQuality,
-    Download, DownloadImg2dataset, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score, SplitCaptions,
+    Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score, SplitCaptions,
     TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
