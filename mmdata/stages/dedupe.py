@@ -83,7 +83,7 @@ class Dedupe(GlobalFilter):
             return
         kind = fields[self.likeness.column].type
         kind = kind.value_type if pa.types.is_list(kind) else kind
-        if not (pa.types.is_uint64(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width % 8 == 0)):
+        if not (pa.types.is_uint64(kind) or pa.types.is_string(kind)):
             raise ConfigError(
                 f"`dedupe`: likeness compares hashes, but `{self.likeness.column}` is {kind}",
                 hint="take `phash` or `pdq` of `fingerprint`",
@@ -93,7 +93,7 @@ class Dedupe(GlobalFilter):
         """Return how many of `num` rows look like a row by chance; refuse a tenth and more unless that was asked for."""
         assert self.likeness is not None
         single = kind.value_type if pa.types.is_list(kind) else kind
-        bits = 64 if pa.types.is_uint64(single) else 8 * single.byte_width
+        bits = 64 if pa.types.is_uint64(single) else 256  # hex is of `pdq`
         links = chance_links(num, self.likeness.radius, bits)
         if links > _LEAST_CHANCE and not self.likeness.any_chance:
             raise ConfigError(
