@@ -36,8 +36,8 @@ def pdq(pixels_HW3: np.ndarray) -> str:
     if longest > _PDQ_MOST:
         size = [max(1, round(side * _PDQ_MOST / longest)) for side in pixels_HW3.shape[1::-1]]
         pixels_HW3 = cv2.resize(pixels_HW3, size, interpolation=cv2.INTER_AREA)
-    luma = cv2.transform(pixels_HW3.astype(np.float32), _LUMA).reshape(pixels_HW3.shape[:2])
-    height, width = luma.shape
+    height, width = pixels_HW3.shape[:2]
+    luma = cv2.transform(pixels_HW3.astype(np.float32), _LUMA).reshape(height, width)
     windows = -(-width // (2 * _PDQ_SIDE)), -(-height // (2 * _PDQ_SIDE))
     smooth = _boxed(_boxed(luma, windows), windows)
     rows, columns = (((np.arange(_PDQ_SIDE) + 0.5) * side / _PDQ_SIDE).astype(int) for side in (height, width))

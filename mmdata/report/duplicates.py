@@ -64,10 +64,9 @@ class CopyGroup:
 def duplicate_groups(url: str, num_groups: int, num_copies: int = 12) -> list[CopyGroup]:
     """Return the largest groups of the newest finished generation, at most `num_copies` of the copies of each."""
     sizes = Counter[Name]()
-    for view, fates in _fates(url):
-        keepers = [*zip(fates.column("keeper_id").to_pylist(), fates.column("keeper_position").to_pylist(), strict=True)]
-        sizes.update(keeper for keeper in keepers if keeper[0] is not None)
-        del view
+    for _, fates in _fates(url):
+        named = [*zip(fates.column("keeper_id").to_pylist(), fates.column("keeper_position").to_pylist(), strict=True)]
+        sizes.update(keeper for keeper in named if keeper[0] is not None)
     chosen = dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:num_groups])
     keepers, copies = _rows_shown(url, chosen, num_copies)
     return [CopyGroup(keepers[name], copies[name], num) for name, num in chosen.items() if name in keepers]
@@ -77,14 +76,16 @@ def _rows_shown(url: str, chosen: dict[Name, int], most: int) -> tuple[dict[Name
     keepers: dict[Name, Shown] = {}
     copies: dict[Name, list[Copy]] = {name: [] for name in chosen}
     wanted = pa.array([ident for ident, _ in chosen], pa.string())
-    for view, fates in _fates(url):
-        space = int(fates.column("space")[0].as_py()) if fates.num_rows else 0
-        numbers = fates.column(ROW).to_numpy()
+    for view, every in _fates(url):
+        space = int(every.column("space")[0].as_py())
+        numbers = every.column(ROW).to_numpy()
         ids = view.columns({"sample_id": view.homes_in(space)["sample_id"]}, numbers, space).column("sample_id")
-        named = pc.or_(pc.is_in(ids, wanted), pc.is_in(fates.column("keeper_id"), wanted))
-        fates = fates.filter(named)
+        named = pc.or_(pc.is_in(ids, wanted), pc.is_in(every.column("keeper_id"), wanted))
+        fates = every.filter(named)
         rows = _seen(view, space, fates.column(ROW).to_numpy())
-        for row, fate in zip(rows, fates.select(["reason", "stage", "keeper_id", "keeper_position", "value"]).to_pylist(), strict=True):
+        for row, fate in zip(
+            rows, fates.select(["reason", "stage", "keeper_id", "keeper_position", "value"]).to_pylist(), strict=True
+        ):
             keeper = (fate["keeper_id"], fate["keeper_position"])
             if keeper in copies and len(copies[keeper]) < most:
                 copies[keeper].append(Copy(row, fate["reason"], _way(view.plan, fate["stage"]), fate["value"]))
@@ -122,7 +123,11 @@ def _seen(view: PartitionView, space: int, rows: np.ndarray) -> list[Shown]:
     if PAYLOAD_COLUMN in homes and len(rows):
         home = homes[PAYLOAD_COLUMN]
         there = rows[~np.isin(rows, view.held(home).missing(rows))] if view.home_space(home) == space else rows[:0]
-        held = dict(zip(there.tolist(), view.columns({PAYLOAD_COLUMN: home}, there, space).column(PAYLOAD_COLUMN).to_pylist(), strict=True))
+        held = dict(
+            zip(
+                there.tolist(), view.columns({PAYLOAD_COLUMN: home}, there, space).column(PAYLOAD_COLUMN).to_pylist(), strict=True
+            )
+        )
         payloads = [held.get(int(row)) for row in rows]
     return [
         Shown((row["sample_id"], row["position"]), row.get("text"), row.get("url"), payload)
@@ -147,7 +152,9 @@ def groups_text(groups: list[CopyGroup], num_shown: int) -> str:
     lines = []
     for group in groups:
         lines.append(f"{group.keeper.name[0]}:{group.keeper.name[1]} stays for {group.num:,} · {_words(group.keeper)}")
-        lines += [f"  {copy.row.name[0]}:{copy.row.name[1]} {evidence(copy)} · {_words(copy.row)}" for copy in group.copies[:num_shown]]
+        lines += [
+            f"  {copy.row.name[0]}:{copy.row.name[1]} {evidence(copy)} · {_words(copy.row)}" for copy in group.copies[:num_shown]
+        ]
         if group.num > min(num_shown, len(group.copies)):
             lines.append(f"  and {group.num - min(num_shown, len(group.copies)):,} more")
     return "\n".join(lines)

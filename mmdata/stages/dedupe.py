@@ -90,7 +90,7 @@ class Dedupe(GlobalFilter):
             )
 
     def chance(self, num: int, kind: pa.DataType) -> float:
-        """Return how many of `num` rows look like a row by chance; refuse a tenth and more unless that was asked for."""
+        """Return how many of `num` rows look like a row by chance; refuse more than a tenth unless that was asked for."""
         assert self.likeness is not None
         single = kind.value_type if pa.types.is_list(kind) else kind
         bits = 64 if pa.types.is_uint64(single) else 256  # hex is of `pdq`
@@ -129,5 +129,6 @@ class Dedupe(GlobalFilter):
 
     def _choose(self, table: pa.Table) -> pa.Table:
         if self.likeness is not None:
+            self.chance(table.num_rows, table.column("_by0").type)
             return alike_verdicts(table, "_by0", self.likeness.radius, self._rules)
         return exact_verdicts(table, [f"_by{place}" for place in range(len(self._by))], self.best, self.keep)

@@ -58,7 +58,9 @@ class Fingerprint(Map):
 
     def _hash(self, batch: Batch) -> pa.Table:
         fields = self.writes()
-        return pa.table([pa.array([self._value(f.name, image) for image in batch.images], f.type) for f in fields], pa.schema(fields))
+        return pa.table(
+            [pa.array([self._value(f.name, image) for image in batch.images], f.type) for f in fields], pa.schema(fields)
+        )
 
     def _value(self, column: str, image: np.ndarray) -> object:
         kind = column.removesuffix("_views")

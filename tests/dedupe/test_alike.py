@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from mmdata.dedupe import alike_verdicts, bucket_of
 from mmdata.dedupe.exact import hashes_of, normal_url, values_of
 from mmdata.engine import Runner
+from mmdata.engine.task import Executor
 from mmdata.errors import ConfigError
-from mmdata.executors import Executor, InlineExecutor, ProcessExecutor
+from mmdata.executors import InlineExecutor, ProcessExecutor
 from mmdata.media.phash import pdq, phash
 from mmdata.plan import Plan
 from mmdata.report.duplicates import duplicate_groups, groups_text, write_groups
@@ -123,7 +124,7 @@ def test_urls_are_compared_by_the_stated_rules(url: str, same: str) -> None:
 
 
 def test_captions_are_compared_folded() -> None:
-    table = pa.table({"text": [" A  Red\tＳquare ", None]})
+    table = pa.table({"text": [" A  Red\t\uff33quare ", None]})
     assert values_of(table, "folded(text)").to_pylist() == ["a red square", None]
 
 
@@ -168,7 +169,7 @@ def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(t
 
 def test_a_likeness_that_chance_alone_gives_is_refused() -> None:
     stage = Dedupe(likeness=Likeness(column="phash", radius=12))
-    with pytest.raises(ConfigError, match=r"of 100,000,000 rows, 15? are within 12 of 64 bits[\s\S]*hint: take a smaller radius"):
+    with pytest.raises(ConfigError, match=r"of 100,000,000 rows, 23 are within 12 of 64 bits[\s\S]*hint: take a smaller radius"):
         stage.chance(10**8, pa.uint64())
     assert Dedupe(likeness=Likeness(column="pdq", radius=31)).chance(10**9, pa.string()) < 1e-9
     with pytest.raises(ConfigError, match=r"likeness compares hashes, but `phash` is double"):
