@@ -108,7 +108,8 @@ def _of_bytes(array: pa.Array) -> np.ndarray:
 
 def _mixed(words: np.ndarray) -> np.ndarray:
     words = (words ^ (words >> np.uint64(32))) * _ODD
-    return words ^ (words >> np.uint64(29))
+    mixed: np.ndarray = words ^ (words >> np.uint64(29))
+    return mixed
 
 
 def exact_verdicts(table: pa.Table, by: str | Sequence[str], best: str | None = None, rules: Sequence[str] = ()) -> pa.Table:

@@ -19,6 +19,7 @@ from mmdata.executors import InlineExecutor, ProcessExecutor
 from mmdata.media.phash import pdq, phash
 from mmdata.plan import Plan
 from mmdata.report.duplicates import duplicate_groups, groups_text, write_groups
+from mmdata.report.table import plan_text
 from mmdata.schema import PARTITION, ROW
 from mmdata.stages.dedupe import Dedupe, Likeness
 from mmdata.stages.fingerprint import Fingerprint
@@ -174,3 +175,9 @@ def test_a_likeness_that_chance_alone_gives_is_refused() -> None:
     assert Dedupe(likeness=Likeness(column="pdq", radius=31)).chance(10**9, pa.string()) < 1e-9
     with pytest.raises(ConfigError, match=r"likeness compares hashes, but `phash` is double"):
         stage.check({"phash": pa.field("phash", pa.float64())})
+
+
+def test_a_plan_says_what_chance_gives(tmp_path: Path) -> None:
+    source = folder_of_copies(tmp_path / "i")
+    plan = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Likeness(radius=4))))
+    assert "dedupe by phash within 4: of 6 rows, 1.8e-13 look like a row by chance" in plan_text(plan)
