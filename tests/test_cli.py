@@ -46,6 +46,7 @@ def test_every_command_has_help() -> None:
         "plan",
         "status",
         "explain",
+        "duplicates",
         "sweep",
         "verify",
         "inspect",

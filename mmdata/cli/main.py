@@ -12,6 +12,7 @@ import typer
 
 from mmdata.cli import (
     demo,
+    duplicates,
     explain,
     export,
     failures,
@@ -45,6 +46,7 @@ for module in (
     status,
     explain,
     failures,
+    duplicates,
     sweep,
     retry,
     index,

@@ -6,4 +6,14 @@ from mmdata.dedupe.groups import choose, components, keepers
 from mmdata.dedupe.hamming import chance_links, near_hashes
 from mmdata.dedupe.pairs import Pairs
 
-__all__ = ["Pairs", "alike_verdicts", "bucket_of", "chance_links", "choose", "components", "exact_verdicts", "keepers", "near_hashes"]
+__all__ = [
+    "Pairs",
+    "alike_verdicts",
+    "bucket_of",
+    "chance_links",
+    "choose",
+    "components",
+    "exact_verdicts",
+    "keepers",
+    "near_hashes",
+]

@@ -9,10 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.dedupe.groups import dropped, keepers, ranks
 from mmdata.dedupe.hamming import collapse, near_hashes, near_values
 from mmdata.dedupe.pairs import Pairs, in_order
+from mmdata.errors import PartitionError
+
+_HEX = np.full(256, 255, np.uint8)
+_HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 def hashes_in(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -22,18 +27,28 @@ def hashes_in(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if pa.types.is_list(array.type):
         owner = np.repeat(owner, array.value_lengths().to_numpy())
         array = array.flatten()
-    if pa.types.is_fixed_size_binary(array.type):
-        width = array.type.byte_width
-        data = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * width : (array.offset + len(array)) * width]
-        return data.view("<u8").reshape(-1, width // 8), owner
+    if pa.types.is_string(array.type):
+        return _of_hex(array), owner
     return array.cast(pa.uint64()).to_numpy().reshape(-1, 1), owner
+
+
+def _of_hex(array: pa.Array) -> np.ndarray:
+    """Return hashes in hex, all of one length, as words, (N, W) uint64."""
+    sizes = pc.unique(pc.binary_length(array)).to_pylist()
+    if not sizes:
+        return np.zeros((0, 1), np.uint64)
+    digits = np.frombuffer(pc.binary_join(pa.ListArray.from_arrays([0, len(array)], array), "")[0].as_buffer(), np.uint8)
+    values = _HEX[digits]
+    if len(sizes) > 1 or sizes[0] % 16 or (values > 15).any():
+        raise PartitionError("not all hashes are hex digits of one length, 16 a word", hint="compare columns of `fingerprint`")
+    return (values[::2] << 4 | values[1::2]).view(">u8").astype(np.uint64).reshape(len(array), -1)
 
 
 def alike_verdicts(table: pa.Table, column: str, radius: int, rules: Sequence[str]) -> pa.Table:
     """Judge all rows of a table: of rows whose hashes differ in at most `radius` bits the best-ranked stays.
 
     table    `_partition`, `_row`, `sample_id`, `position`, what the rules read, and the hashes, none of them null:
-             uint64, binary(8 n), or lists of them
+             uint64, hex digits (16 a word), or lists of them
     returns  verdicts of the dropped rows, sorted by (`_partition`, `_row`); `value` is the distance to the keeper in bits
     """
     if not table.num_rows:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.dedupe.groups import dropped, ranks
-from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
+from mmdata.schema import PARTITION, VERDICT_FIELDS
 
 _DERIVED = re.compile(r"(normal|folded)\((.+)\)")
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: multiplying by it spreads low bits upwards
@@ -98,7 +98,8 @@ def _of_bytes(array: pa.Array) -> np.ndarray:
         if not more.all():
             at, left, rows = at[more], left[more], rows[more]
         if not len(rows):
-            return hashes
+            found: np.ndarray = hashes
+            return found
         unused = (8 * np.maximum(8 - left, 0)).astype(np.uint64)
         word = word_at[at] << unused  # of a last word the bytes behind the text fall out
         hashes[rows] = _mixed(hashes[rows] ^ word)
@@ -107,7 +108,8 @@ def _of_bytes(array: pa.Array) -> np.ndarray:
 
 def _mixed(words: np.ndarray) -> np.ndarray:
     words = (words ^ (words >> np.uint64(32))) * _ODD
-    return words ^ (words >> np.uint64(29))
+    mixed: np.ndarray = words ^ (words >> np.uint64(29))
+    return mixed
 
 
 def exact_verdicts(table: pa.Table, by: str | Sequence[str], best: str | None = None, rules: Sequence[str] = ()) -> pa.Table:

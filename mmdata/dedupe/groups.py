@@ -11,12 +11,16 @@ Components, rows joined by any chain of pairs, are what is drawn as one group.
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from mmdata.dedupe.pairs import Pairs
 from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _LOWEST = re.compile(r"lowest\((.+)\)")
 _TAIL = ("sample_id", "position", PARTITION, ROW)
@@ -48,7 +52,8 @@ def ranks(rows: pa.Table, rules: Sequence[str]) -> np.ndarray:
     import polars as pl  # a worker that only downloads does not need it
 
     frame = pl.DataFrame(pl.from_arrow(rows.select(list(dict.fromkeys((*rule_columns(rules), *_TAIL))))))
-    keys, down = [], []
+    keys: list[pl.Expr] = []
+    down: list[bool] = []
     for rule in rules:
         if rule == "earliest":
             keys, down = [*keys, pl.col(PARTITION), pl.col(ROW)], [*down, False, False]
@@ -65,7 +70,7 @@ def _column(rule: str) -> str:
     return match[1] if match else rule
 
 
-def _key(rule: str):  # type: ignore[no-untyped-def]  # polars is loaded where it is used
+def _key(rule: str) -> "pl.Expr":
     import polars as pl
 
     if rule == "area":
@@ -84,7 +89,8 @@ def components(pairs: Pairs, num: int) -> np.ndarray:
     _, label = connected_components(coo_array((ones, (pairs.left_P, pairs.right_P)), shape=(num, num)), directed=False)
     first = np.full(num, num, np.int64)
     np.minimum.at(first, label, np.arange(num))
-    return first[label]
+    found: np.ndarray = first[label]
+    return found
 
 
 def keepers(pairs: Pairs, rank_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

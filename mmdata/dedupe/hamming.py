@@ -39,7 +39,7 @@ _Found = tuple[np.ndarray, np.ndarray]  # two words, or two places, of each pair
 def chance_links(num: int, radius: int, bits: int) -> float:
     """Return how many of `num` hashes of independent random bits a hash is expected to have within the radius by chance."""
     ball = sum(comb(bits, distance) for distance in range(min(radius, bits) + 1))
-    return max(num - 1, 0) * (ball / 2**bits)
+    return float(max(num - 1, 0) * (ball / 2**bits))
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def near_hashes(hashes: np.ndarray, radius: int, max_pairs: int = MAX_PAIRS) -> 
     parts = [none]
     for pair, one, other in _crossed(num_U[left], num_U[right]):
         keep = (left[pair] != right[pair]) | (one < other)
-        pair, one, other = pair[keep], one[keep], other[keep]
-        parts.append([order[one + first_U[left[pair]]], order[other + first_U[right[pair]]], distance[pair]])
+        places = order[one + first_U[left[pair]]], order[other + first_U[right[pair]]]
+        parts.append([places[0][keep], places[1][keep], distance[pair[keep]]])
     return in_order(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -327,12 +327,12 @@ def _heavy(at: np.ndarray) -> list[tuple[int, int]]:
 
 def _inside(at: np.ndarray, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
     starts, stops = np.array(ranges).T
-    inside: np.ndarray = at < stops[np.searchsorted(starts, at, side="right") - 1]
-    return inside & (at >= starts[0])
+    inside: np.ndarray = (at < stops[np.searchsorted(starts, at, side="right") - 1]) & (at >= starts[0])
+    return inside
 
 
 def _brute(values: np.ndarray, radius: int) -> Iterator[_Found]:
-    """Yield places of all pairs within the radius of (N, W) hashes: those whose numbers of set bits are that near are compared."""
+    """Yield places of all pairs within the radius of (N, W) hashes: those whose numbers of set bits are near are compared."""
     weight = np.zeros(len(values), np.int64)
     for word in range(values.shape[1]):
         weight += np.bitwise_count(values[:, word])
@@ -352,7 +352,7 @@ def _brute(values: np.ndarray, radius: int) -> Iterator[_Found]:
 
 
 def _tile(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    total = np.bitwise_count(rows[:, 0, None] ^ columns[None, :, 0])
+    total: np.ndarray = np.bitwise_count(rows[:, 0, None] ^ columns[None, :, 0])
     for word in range(1, rows.shape[1]):
         # 255 stands for all larger distances: radii end far below.
         more = np.bitwise_count(rows[:, word, None] ^ columns[None, :, word])
@@ -374,13 +374,11 @@ def _near_long(values: np.ndarray, radius: int) -> Iterator[_Found]:
     for word, column in enumerate(columns):
         if column is not None:
             for left, right in _near_in_word(column, shares[word]):
-                near = _distance(values, left, right) <= radius
-                left, right = left[near], right[near]
+                told = _distance(values, left, right) <= radius
                 # A pair that is near in an earlier word was told there.
                 for before in range(word):
-                    far = np.bitwise_count(values[left, before] ^ values[right, before]) > shares[before]
-                    left, right = left[far], right[far]
-                yield left, right
+                    told &= np.bitwise_count(values[left, before] ^ values[right, before]).astype(np.int64) > shares[before]
+                yield left[told], right[told]
 
 
 def _shares(radius: int, num: int) -> list[int]:

@@ -3,8 +3,8 @@
 Decided here: `phash` gives imagehash's bits, so that old lists of hashes can be compared with ours: Pillow's grey and its
 Lanczos resize to 32 x 32, an unnormalised cosine transform, its 8 x 8 lowest frequencies above their median.
 `pdq` follows the published PDQ (Facebook 2019): luma, two passes of a box filter (Jarosz), 64 x 64 of its pixels, 16 x 16
-frequencies without the lowest, above their lower median. A picture larger than 512 pixels is scaled to that first. Its bits
-are in our order, by frequency, so distances equal those of others' PDQ and the hex does not.
+frequencies without the lowest, above their lower median, the highest frequency first: the hex that others publish. A picture
+larger than 512 pixels is scaled to that first, as PDQ's own reader does; a few bits may then differ from those of others.
 """
 
 import cv2
@@ -30,19 +30,19 @@ def phash(pixels_HW3: np.ndarray) -> int:
     return int.from_bytes(np.packbits((low > np.median(low)).ravel()).tobytes(), "big")
 
 
-def pdq(pixels_HW3: np.ndarray) -> bytes:
-    """Return the 256-bit hash of upright RGB pixels, (H, W, 3) uint8, as 32 bytes."""
+def pdq(pixels_HW3: np.ndarray) -> str:
+    """Return the 256-bit hash of upright RGB pixels, (H, W, 3) uint8, as 64 hex digits."""
     longest = max(pixels_HW3.shape[:2])
     if longest > _PDQ_MOST:
         size = [max(1, round(side * _PDQ_MOST / longest)) for side in pixels_HW3.shape[1::-1]]
         pixels_HW3 = cv2.resize(pixels_HW3, size, interpolation=cv2.INTER_AREA)
-    luma = cv2.transform(pixels_HW3.astype(np.float32), _LUMA).reshape(pixels_HW3.shape[:2])
-    height, width = luma.shape
+    height, width = pixels_HW3.shape[:2]
+    luma = cv2.transform(pixels_HW3.astype(np.float32), _LUMA).reshape(height, width)
     windows = -(-width // (2 * _PDQ_SIDE)), -(-height // (2 * _PDQ_SIDE))
     smooth = _boxed(_boxed(luma, windows), windows)
     rows, columns = (((np.arange(_PDQ_SIDE) + 0.5) * side / _PDQ_SIDE).astype(int) for side in (height, width))
     low = _COSINES @ smooth[np.ix_(rows, columns)].astype(np.float64) @ _COSINES.T
-    return np.packbits(low.ravel() > np.sort(low, axis=None)[low.size // 2 - 1]).tobytes()
+    return np.packbits((low > np.sort(low, axis=None)[low.size // 2 - 1]).ravel()[::-1]).tobytes().hex()
 
 
 def _boxed(plane_HW: np.ndarray, windows: tuple[int, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from mmdata.engine import Forecast, RunResult
 from mmdata.engine.forecast import Span, StepForecast
 from mmdata.plan import Plan, written
+from mmdata.stages.dedupe import Dedupe
 
 _PASSES = {
     "kept": "kept",
@@ -64,4 +65,19 @@ def plan_text(plan: Plan) -> str:
             gives = ", ".join(field.name for field in written(step.stage)) or ", ".join(step.stage.reasons())  # type: ignore[attr-defined]
             lines.append(f"    {step.stage.name:<16} {', '.join(step.stage.reads())}  ->  {gives}")
     lines.append(f"  sink     {'none' if plan.sink is None else plan.sink.name}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_chance_lines(plan)])
+
+
+def _chance_lines(plan: Plan) -> list[str]:
+    """Say of each comparison by likeness how many rows look like a row by chance, if no row goes before; refuse too many."""
+    stages = [stage for stage in plan.stages if isinstance(stage, Dedupe) and stage.likeness is not None]
+    if not stages:
+        return []  # a source is not looked at without need
+    num = sum(part.stop - part.start for source in plan.source for part in source.scan())
+    lines = []
+    for stage in stages:
+        assert stage.likeness is not None
+        links = stage.chance(num, plan.fields[stage.likeness.column].type)
+        way = f"{stage.likeness.column} within {stage.likeness.radius}"
+        lines.append(f"  dedupe by {way}: of {num:,} rows, {links:.2g} look like a row by chance")
+    return lines

@@ -83,17 +83,17 @@ class Dedupe(GlobalFilter):
             return
         kind = fields[self.likeness.column].type
         kind = kind.value_type if pa.types.is_list(kind) else kind
-        if not (pa.types.is_uint64(kind) or (pa.types.is_fixed_size_binary(kind) and kind.byte_width % 8 == 0)):
+        if not (pa.types.is_uint64(kind) or pa.types.is_string(kind)):
             raise ConfigError(
                 f"`dedupe`: likeness compares hashes, but `{self.likeness.column}` is {kind}",
                 hint="take `phash` or `pdq` of `fingerprint`",
             )
 
     def chance(self, num: int, kind: pa.DataType) -> float:
-        """Return how many of `num` rows look like a row by chance; refuse a tenth and more unless that was asked for."""
+        """Return how many of `num` rows look like a row by chance; refuse more than a tenth unless that was asked for."""
         assert self.likeness is not None
         single = kind.value_type if pa.types.is_list(kind) else kind
-        bits = 64 if pa.types.is_uint64(single) else 8 * single.byte_width
+        bits = 64 if pa.types.is_uint64(single) else 256  # hex is of `pdq`
         links = chance_links(num, self.likeness.radius, bits)
         if links > _LEAST_CHANCE and not self.likeness.any_chance:
             raise ConfigError(
@@ -129,5 +129,6 @@ class Dedupe(GlobalFilter):
 
     def _choose(self, table: pa.Table) -> pa.Table:
         if self.likeness is not None:
+            self.chance(table.num_rows, table.column("_by0").type)
             return alike_verdicts(table, "_by0", self.likeness.radius, self._rules)
         return exact_verdicts(table, [f"_by{place}" for place in range(len(self._by))], self.best, self.keep)

@@ -14,10 +14,10 @@ from mmdata.stages.verbs import Batch, Map, MapFn, WorkerContext
 Kind = Literal["phash", "pdq", "pixels"]
 View = Literal["flip", "rot90", "rot180", "rot270"]
 
-_TYPES = {"phash": pa.uint64(), "pdq": pa.binary(32), "pixels": pa.string()}
+_TYPES = {"phash": pa.uint64(), "pdq": pa.string(), "pixels": pa.string()}
 _MEANINGS = {
     "phash": "low frequencies above their median (imagehash's phash)",
-    "pdq": "PDQ's bits in order of frequency",
+    "pdq": "which of 256 low frequencies are above their median (PDQ)",
     "pixels": "XXH3-128 of the decoded upright pixels and their size",
 }
 _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -29,7 +29,7 @@ _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Fingerprint(Map):
-    """Write a column for each of `kinds`: `phash` (64 bits), `pdq` (256 bits), `pixels` (equal where all pixels are).
+    """Write a column for each of `kinds`: `phash` (64 bits), `pdq` (256 bits in hex), `pixels` (equal where all pixels are).
 
     views   also write `phash_views` and `pdq_views`, lists of the hash as it is and of the picture mirrored (`flip`) or turned
             left. A list, not the least of them: which one is least changes with one bit. Rows whose views meet are alike
@@ -58,7 +58,9 @@ class Fingerprint(Map):
 
     def _hash(self, batch: Batch) -> pa.Table:
         fields = self.writes()
-        return pa.table([pa.array([self._value(f.name, image) for image in batch.images], f.type) for f in fields], pa.schema(fields))
+        return pa.table(
+            [pa.array([self._value(f.name, image) for image in batch.images], f.type) for f in fields], pa.schema(fields)
+        )
 
     def _value(self, column: str, image: np.ndarray) -> object:
         kind = column.removesuffix("_views")
@@ -67,7 +69,7 @@ class Fingerprint(Map):
         return [_hashed(kind, image), *(_hashed(kind, np.ascontiguousarray(_TURNS[view](image))) for view in self.views)]
 
 
-def _hashed(kind: str, image: np.ndarray) -> int | bytes | str:
+def _hashed(kind: str, image: np.ndarray) -> int | str:
     from mmdata.media.phash import pdq, phash  # scipy and OpenCV: only a worker needs them
 
     if kind == "pixels":
@@ -78,5 +80,5 @@ def _hashed(kind: str, image: np.ndarray) -> int | bytes | str:
 
 
 def _meta(kind: str, more: str) -> dict[str, str]:
-    unit = {"phash": "64 bits", "pdq": "256 bits", "pixels": "32 hex"}[kind]
+    unit = {"phash": "64 bits", "pdq": "64 hex", "pixels": "32 hex"}[kind]
     return {"unit": unit, "meaning": _MEANINGS[kind] + more}

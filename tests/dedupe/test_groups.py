@@ -20,7 +20,9 @@ def pairs_of(edges: Edges) -> Pairs:
 
 def rows_of(num: int, **columns: list[object]) -> pa.Table:
     base = {PARTITION: [place % 3 for place in range(num)], ROW: [place // 3 for place in range(num)]}
-    return pa.table(base | {"sample_id": [f"{place:032x}" for place in range(num)], "position": pa.array([0] * num, pa.int32())} | columns)
+    return pa.table(
+        base | {"sample_id": [f"{place:032x}" for place in range(num)], "position": pa.array([0] * num, pa.int32())} | columns
+    )
 
 
 def one_by_one(edges: Edges, rank: list[int]) -> list[int]:
@@ -65,8 +67,8 @@ def test_a_chain_ranked_from_end_to_end_keeps_every_second() -> None:
 )  # fmt: skip
 def test_rules_say_who_stays(rules: list[str], stays: int) -> None:
     rows = rows_of(
-        4, width=[1, 9, 2, None], height=[1, 9, 2, 100], clip_score=[float("nan"), 0.1, 0.4, None], text=["a", "bb", None, "cccc"],
-        same=[7, 7, 7, 7],
+        4, width=[1, 9, 2, None], height=[1, 9, 2, 100], clip_score=[float("nan"), 0.1, 0.4, None],
+        text=["a", "bb", None, "cccc"], same=[7, 7, 7, 7],
     )  # fmt: skip
     order = np.array([3, 1, 0, 2])
     pairs = pairs_of([(a, b) for a in range(4) for b in range(a)])

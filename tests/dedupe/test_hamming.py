@@ -28,7 +28,9 @@ def planted(rng: np.random.Generator, num: int, words: int, kind: str, most: int
     """Return hashes, (num, words): random, of few bits, or agreeing in most of them; a third are others with bits flipped."""
     hashes = rng.integers(0, 1 << 64, (num, words), dtype=np.uint64)
     if kind == "few":
-        hashes &= rng.integers(0, 1 << 64, (num, words), dtype=np.uint64) & rng.integers(0, 1 << 64, (num, words), dtype=np.uint64)
+        hashes &= rng.integers(0, 1 << 64, (num, words), dtype=np.uint64) & rng.integers(
+            0, 1 << 64, (num, words), dtype=np.uint64
+        )
         hashes &= np.uint64(0xFF00FF)
     elif kind == "alike":
         hashes = (hashes & np.uint64(0x3FF)) | np.uint64(0xABCD << 40)
@@ -100,7 +102,9 @@ def test_a_hundred_thousand_flat_pictures_take_no_longer_than_others() -> None:
     flips = [1 << a for a in range(11)] + [(1 << a) | (1 << b) for a in range(11) for b in range(a)]
     near = sum(int(((numbers ^ flip) < 2_000).sum()) for flip in flips) // 2
     assert len(pairs) == near + 12  # the flat one is near 0 and the powers of two
-    with pytest.raises(PartitionError, match=r"more than 1,000 pairs of hashes are within 2 bits[\s\S]*hint: take a smaller radius"):
+    with pytest.raises(
+        PartitionError, match=r"more than 1,000 pairs of hashes are within 2 bits[\s\S]*hint: take a smaller radius"
+    ):
         hamming.near_values(values, 2, 1000)
 
 

@@ -1,0 +1,183 @@
+"""Fingerprints of pictures, and what `dedupe` makes of them in a run."""
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdata.dedupe import alike_verdicts, bucket_of
+from mmdata.dedupe.exact import hashes_of, normal_url, values_of
+from mmdata.engine import Runner
+from mmdata.engine.task import Executor
+from mmdata.errors import ConfigError
+from mmdata.executors import InlineExecutor, ProcessExecutor
+from mmdata.media.phash import pdq, phash
+from mmdata.plan import Plan
+from mmdata.report.duplicates import duplicate_groups, groups_text, write_groups
+from mmdata.report.table import plan_text
+from mmdata.schema import PARTITION, ROW
+from mmdata.stages.dedupe import Dedupe, Likeness
+from mmdata.stages.fingerprint import Fingerprint
+from mmdata.stages.measure import Measure
+from mmdata.stages.shards import Shards
+from mmdata.stages.sources import Folder
+from tests.conftest import encode
+
+
+def picture(seed: int, side: int = 96) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def table_of(hashes: pa.Array, **columns: list[object]) -> pa.Table:
+    num = len(hashes)
+    base = {PARTITION: pa.array([0] * num, pa.int64()), ROW: pa.array(range(num), pa.int64())}
+    ids = {"sample_id": [f"{place:032x}" for place in range(num)], "position": pa.array([0] * num, pa.int32())}
+    return pa.table({**base, **ids, "hash": hashes, **columns})
+
+
+def distance(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+@pytest.mark.parametrize("side", [64, 200, 700])
+def test_phash_has_imagehash_bits(side: int) -> None:
+    imagehash = pytest.importorskip("imagehash")
+    from PIL import Image
+
+    for seed in range(5):
+        image = picture(seed, side)
+        assert f"{phash(image):016x}" == str(imagehash.phash(Image.fromarray(image)))
+
+
+def test_hashes_stay_near_through_scaling_and_far_between_pictures() -> None:
+    for seed in range(5):
+        image, other = picture(seed, 600), picture(seed + 100, 600)
+        half = cv2.resize(image, (300, 300), interpolation=cv2.INTER_AREA)
+        assert (phash(image) ^ phash(half)).bit_count() <= 4
+        assert distance(pdq(image), pdq(half)) <= 16
+        assert distance(pdq(image), pdq(other)) > 80
+        assert int(pdq(image), 16).bit_count() == 128
+
+
+def test_alike_rows_name_keeper_and_distance() -> None:
+    hashes = pa.array([0b0, 0b1, 0b0, 0xFFFF << 40, 0b11], pa.uint64())
+    verdicts = alike_verdicts(table_of(hashes, score=[0.1, 0.9, 0.2, 0.0, 0.3]), "hash", 1, ["score"])
+    told = [(row[ROW], row["reason"], int(row["keeper_id"], 16), row["value"]) for row in verdicts.to_pylist()]
+    assert told == [(0, "near_duplicate", 1, 1.0), (2, "near_duplicate", 1, 1.0), (4, "near_duplicate", 1, 1.0)]
+    # 0 and 11 are two bits apart: where the row between them is not the best, the far one founds its own group.
+    verdicts = alike_verdicts(table_of(hashes, score=[0.9, 0.1, 0.2, 0.0, 0.3]), "hash", 1, ["score"])
+    assert [(row[ROW], int(row["keeper_id"], 16), row["value"]) for row in verdicts.to_pylist()] == [(1, 0, 1.0), (2, 0, 0.0)]
+
+
+def test_pdq_has_the_published_bits() -> None:
+    # What ThreatExchange's own code (package pdqhash 0.2.8) says of these pixels.
+    assert pdq(picture(3, 400)) == "70e04fab85049d52caf278e15855cf1e08c6efb1e544306ea7b96dc1554beec5"
+    assert pdq(picture(4, 90)) == "8485400f0b5f0f3f1e0d14053ee04d5f7ae5ecb5a185d34ad31afbb0fbe087c5"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 63), min_size=1, max_size=40), st.integers(0, 3))
+def test_hashes_that_are_equal_count_as_one_and_lists_of_one_as_themselves(values: list[int], radius: int) -> None:
+    plain = alike_verdicts(table_of(pa.array(values, pa.uint64())), "hash", radius, [])
+    listed = alike_verdicts(table_of(pa.array([[value] for value in values], pa.list_(pa.uint64()))), "hash", radius, [])
+    wide = [f"{value:064x}" for value in values]
+    assert plain.equals(listed)
+    assert plain.equals(alike_verdicts(table_of(pa.array(wide)), "hash", radius, []))
+    gone = set(plain.column(ROW).to_pylist())
+    left = [value for place, value in enumerate(values) if place not in gone]
+    assert alike_verdicts(table_of(pa.array(left, pa.uint64())), "hash", radius, []).num_rows == 0
+    for row in plain.to_pylist():
+        keeper = int(row["keeper_id"], 16)
+        assert keeper not in gone
+        assert (values[keeper] ^ values[row[ROW]]).bit_count() == row["value"] <= radius
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=30))
+def test_a_value_has_one_hash_wherever_it_stands(texts: list[str]) -> None:
+    hashes = hashes_of(pa.chunked_array([pa.array(["x", *texts], pa.string())[1:], pa.array(texts, pa.string())], pa.string()))
+    assert np.array_equal(hashes[: len(texts)], hashes[len(texts) :])
+    assert len(set(hashes.tolist())) == len(set(texts))
+
+
+def test_buckets_of_digests_are_even() -> None:
+    digests = pa.chunked_array([[hashlib.sha256(bytes([a, b])).hexdigest() for a in range(64) for b in range(100)]])
+    counts = np.bincount(bucket_of(digests, 64), minlength=64)
+    assert counts.min() > 60
+    assert counts.max() < 145
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("HTTP://A.example:80/x?q=1#top", "https://a.example/x?q=1"), ("https://a.example/", "https://a.example"),
+        ("https://a.example:8443/X", "https://a.example:8443/X"), ("ftp://A/x", "ftp://A/x"), ("http://[", "http://["),
+    ],
+)  # fmt: skip
+def test_urls_are_compared_by_the_stated_rules(url: str, same: str) -> None:
+    assert normal_url(url) == same
+
+
+def test_captions_are_compared_folded() -> None:
+    table = pa.table({"text": [" A  Red\t\uff33quare ", None]})
+    assert values_of(table, "folded(text)").to_pylist() == ["a red square", None]
+
+
+def folder_of_copies(folder: Path) -> Folder:
+    folder.mkdir()
+    for number in range(6):
+        image = picture(number % 3, 96 if number < 3 else 80)
+        (folder / f"{number}.png").write_bytes(encode(image if number < 5 else np.ascontiguousarray(image[:, ::-1])))
+        (folder / f"{number}.txt").write_text(f"picture {number}", encoding="utf-8")
+    return Folder(path=str(folder), partition_rows=2)
+
+
+def run(home: Path, source: Folder, executor: Executor, *stages: Dedupe) -> Runner:
+    hashed = (Measure(), Fingerprint(kinds=("phash", "pdq", "pixels"), views=("flip",)))
+    plan = Plan(name="alike", source=(source,), stages=(*hashed, *stages), sink=Shards(samples=3))
+    runner = Runner(plan, str(home))
+    runner.execute(executor, quiet=True)
+    return runner
+
+
+def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(tmp_path: Path) -> None:
+    source = folder_of_copies(tmp_path / "i")
+    stages = (
+        Dedupe(likeness=Likeness(column="pdq", radius=31), keep=("area",)),
+        Dedupe(likeness=Likeness(column="phash_views", radius=6, any_chance=True), keep=("area",)),
+    )
+    run(tmp_path / "a", source, InlineExecutor(), *stages)
+    run(tmp_path / "b", source, ProcessExecutor(2), *stages)
+    files = [sorted((tmp_path / name).glob("passes/*/1/*.arrow")) for name in "ab"]
+    assert len(files[0]) >= 6
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    groups = duplicate_groups(str(tmp_path / "a"), 10)
+    told = {(group.keeper.text, copy.row.text, copy.by) for group in groups for copy in group.copies}
+    assert told == {
+        ("picture 0", "picture 3", "dedupe pdq within 31"), ("picture 1", "picture 4", "dedupe pdq within 31"),
+        ("picture 2", "picture 5", "dedupe phash_views within 6"),
+    }  # fmt: skip
+    assert "near_duplicate by dedupe pdq within 31, distance" in groups_text(groups, 3)
+    write_groups(tmp_path / "g.html", str(tmp_path / "a"), groups)
+    assert (tmp_path / "g.html").read_text(encoding="utf-8").count("data:image/jpeg") == 6
+
+
+def test_a_likeness_that_chance_alone_gives_is_refused() -> None:
+    stage = Dedupe(likeness=Likeness(column="phash", radius=12))
+    with pytest.raises(ConfigError, match=r"of 100,000,000 rows, 23 are within 12 of 64 bits[\s\S]*hint: take a smaller radius"):
+        stage.chance(10**8, pa.uint64())
+    assert Dedupe(likeness=Likeness(column="pdq", radius=31)).chance(10**9, pa.string()) < 1e-9
+    with pytest.raises(ConfigError, match=r"likeness compares hashes, but `phash` is double"):
+        stage.check({"phash": pa.field("phash", pa.float64())})
+
+
+def test_a_plan_says_what_chance_gives(tmp_path: Path) -> None:
+    source = folder_of_copies(tmp_path / "i")
+    plan = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Likeness(radius=4))))
+    assert "dedupe by phash within 4: of 6 rows, 1.8e-13 look like a row by chance" in plan_text(plan)
