@@ -46,12 +46,17 @@ class Peer:
 
 
 def peer_python(name: str) -> Path:
-    """Return the interpreter of a peer's own environment, made from `peers/NAME.txt` when it is not there."""
+    """Return the interpreter of a peer's own environment, made from `peers/NAME.txt` when it is not there.
+
+    A file whose first line is `# --no-deps` names all that is needed of itself.
+    """
     home = PEERS / name
+    needed = HERE / "peers" / f"{name}.txt"
     python = home / "bin" / "python"
     if not (home / ".done").exists():
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(HERE / "peers" / f"{name}.txt")]
+        alone = ["--no-deps"] if needed.read_text(encoding="utf-8").startswith("# --no-deps") else []
+        command = [str(python), "-m", "pip", "install", "--quiet", *alone, "-r", str(needed)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         (home / ".done").touch()
     return python
