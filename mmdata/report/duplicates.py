@@ -140,8 +140,8 @@ def _way(plan: Plan, stage: int) -> str:
     found = plan.steps[stage].stage
     if not isinstance(found, Dedupe):
         return found.name
-    if found.likeness is not None:
-        return f"dedupe {found.likeness.column} within {found.likeness.radius}"
+    if found.way is not None:
+        return f"dedupe {found.way}"
     return f"dedupe {found.by if isinstance(found.by, str) else ', '.join(found.by)}"
 
 

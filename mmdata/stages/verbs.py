@@ -266,10 +266,10 @@ class Split(Stage, ABC):
 
 @dataclass(frozen=True)
 class Scatter:
-    """Partition -> bucket files. `prepare` makes the records, `bucket` says where each goes."""
+    """Partition -> bucket files. `prepare` makes the records, `bucket` says where each goes: all together without it."""
 
     prepare: Callable[[pa.Table], pa.Table]
-    bucket: Callable[[pa.Table, int], np.ndarray]
+    bucket: Callable[[pa.Table, int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +277,21 @@ class Gather:
     """All records of a bucket -> one table."""
 
     work: Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Share:
+    """All records, and all that the Share before found -> a part of what is to be found.
+
+    For what cannot be cut by buckets, since any two records may belong together: each task looks at all of them and does its
+    part of the work. On a local disk records are mapped, so what a task does not look at is not read.
+
+    work  (records of a Scatter without buckets, what the Share before found or null, number of the part, of how many) -> part
+    most  of how many parts at most; there are no more than a Scatter makes buckets
+    """
+
+    work: Callable[[pa.Table, pa.Table | None, int, int], pa.Table]
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -345,14 +360,15 @@ class Emit:
     write: Callable[[EmitPlace, pa.Table, pa.Table], dict[str, str]]
 
 
-Pass = Scatter | Gather | Fold | Round | Judge | Sort | Emit
+Pass = Scatter | Gather | Share | Fold | Round | Judge | Sort | Emit
 
 
 class GlobalFilter(Stage, ABC):
     """Judges rows with all partitions in sight.
 
-    Its last pass gives verdicts: a Gather on the rows of its bucket, with `_partition` and sorted by (`_partition`, `_row`);
-    a Judge on those of a partition.
+    Its last pass gives verdicts: a Gather on the rows of its bucket or a Share in one part on all, with `_partition` and sorted
+    by (`_partition`, `_row`), with `NOTE` in the table's metadata if people are to be told something; a Judge on those of a
+    partition.
     """
 
     over: Literal["all", "kept"] = "kept"
@@ -363,7 +379,7 @@ class GlobalFilter(Stage, ABC):
 
     @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """Return its passes: a Scatter, then Gathers; or Rounds, if any, and a Judge."""
+        """Return its passes: a Scatter, then a Gather or Shares; or Rounds, if any, and a Judge."""
 
 
 @dataclass(frozen=True)

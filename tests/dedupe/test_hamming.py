@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdata.dedupe import hamming
-from mmdata.dedupe.hamming import chance_links, near_hashes
+from mmdata.dedupe.hamming import chance_links, collapse, near_hashes, near_values
 from mmdata.errors import PartitionError
 
 Found = list[tuple[int, int, float]]
@@ -55,6 +55,15 @@ def test_64_bits_at_every_radius(radius: int, seed: int, num: int, kind: str) ->
 def test_256_bits_at_every_radius(radius: int, seed: int, num: int, kind: str) -> None:
     hashes = planted(np.random.default_rng(seed), num, 4, kind, radius)
     assert told(hashes, radius) == all_with_all(hashes, radius)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 1 << 30), st.integers(2, 400), st.sampled_from([1, 4]), st.integers(1, 5))
+def test_parts_together_hold_each_pair_once(radius: int, seed: int, num: int, words: int, parts: int) -> None:
+    values = collapse(planted(np.random.default_rng(seed), num, words, "random", radius)).values_UW
+    found = [near_values(values, radius, part=(part, parts)) for part in range(parts)]
+    together = sorted(pair for part in found for pair in zip(part.left_P.tolist(), part.right_P.tolist(), strict=True))
+    assert together == [(left, right) for left, right, _ in all_with_all(values, radius)]
 
 
 @pytest.mark.parametrize("radius", [1, 2, 4, 7])
