@@ -1,7 +1,7 @@
 """Ways to find rows that are alike though nothing in them is equal: by hashes of their look, by vectors, or by their words.
 
 Decided here: how a way's work is cut into parts that tasks share. Any two rows may be alike, so each task sees what is
-compared of all of them (see `Share`), mapped and not read, and finds its part of the pairs. What the rows are is left to `dedupe`.
+compared of all of them (see `Share`), mapped and not read, and finds its part of the pairs. What rows are is left to `dedupe`.
 """
 
 from abc import ABC, abstractmethod
