@@ -24,7 +24,8 @@ from mmdata.plan import Plan, Step
 from mmdata.schema import PARTITION, VERDICT_FIELDS
 from mmdata.shards.sorting import SortPlace
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, Gather, GlobalFilter, Judge, Pass, Round, Scatter, Share, Sort, SourceSlice
+from mmdata.stages.passes import Emit, Fold, Gather, Judge, Pass, Round, Scatter, Share, Sort
+from mmdata.stages.verbs import GlobalFilter, SourceSlice
 
 MAX_BUCKETS = 64
 MAX_PART_BYTES, MAX_VALUE_BYTES = 1 << 20, 64 << 20  # of a Round

@@ -33,7 +33,8 @@ from mmdata.engine.task import Executor, Job, Task, TaskReport
 from mmdata.errors import ConfigError, MmdataError, RunError
 from mmdata.plan import Budget, Segment, Step, written
 from mmdata.schema import NOTE, PAYLOAD_COLUMN
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Judge, Resources, Round, Scatter, Share, Sort
+from mmdata.stages.passes import Emit, Fold, Judge, Round, Scatter, Share, Sort
+from mmdata.stages.verbs import GlobalFilter, Resources
 
 TRIES = 4
 _START_S = 600.0  # a worker's start and the opening of its models

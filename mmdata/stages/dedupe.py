@@ -11,7 +11,8 @@ from mmdata.dedupe.exact import bucket_of, column_of, exact_verdicts, hashes_of,
 from mmdata.dedupe.groups import ranks, rule_columns, score_columns
 from mmdata.schema import PARTITION, PAYLOAD_COLUMN, ROW
 from mmdata.stages.likeness import COMPARED, Hashes, SemDeDup, Vectors, Way
-from mmdata.stages.verbs import Gather, GlobalFilter, Pass, Scatter, Share
+from mmdata.stages.passes import Gather, Pass, Scatter, Share
+from mmdata.stages.verbs import GlobalFilter
 
 _BASE = ("sample_id", "position", PARTITION, ROW)
 

@@ -22,7 +22,7 @@ from mmdata.dedupe.lines import Lines
 from mmdata.dedupe.pairs import Pairs, from_table, to_table
 from mmdata.errors import ConfigError
 from mmdata.schema import NOTE, is_embedding
-from mmdata.stages.verbs import Share
+from mmdata.stages.passes import Share
 
 COMPARED = "_by0"  # the column of records that a way compares
 _LEAST_CHANCE = 0.1
