@@ -149,7 +149,7 @@ class _Vectors(Way):
 
     def memory_mib(self, num: int, kind: pa.DataType) -> int:
         """Return what choosing takes, or a share of the products."""
-        return max(num * _BYTES_VECTOR >> 20, min(num * kind.list_size * 4 >> 20, _HELD_MIB) + 64)
+        return max(num * _BYTES_VECTOR >> 20, min(num * int(kind.list_size) * 4 >> 20, _HELD_MIB) + 64)
 
     def _unit(self, rows: pa.Table) -> Unit:
         column = rows.column(COMPARED)
