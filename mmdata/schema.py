@@ -68,6 +68,8 @@ PARTITION = "_partition"
 
 # Metadata of a table: what the numbers in it depend on besides what was asked, as JSON.
 PROFILE = b"profile"
+# Metadata of a table of verdicts: what people are to be told of the work, such as how much of what there is was found.
+NOTE = b"note"
 
 # Reasons are few: the columns of Filters hold each name once, and places of names.
 REASON = pa.dictionary(pa.int32(), pa.string())

@@ -25,11 +25,12 @@ from mmdata.stages.block import Block
 from mmdata.stages.cap import Cap
 from mmdata.stages.hosts import domain_of
 from mmdata.stages.keep import Keep
+from mmdata.stages.passes import Gather, Judge, Round, Scatter
 from mmdata.stages.ranks import sample_hashes
 from mmdata.stages.sample import Sample
 from mmdata.stages.text_rules import TextRules
 from mmdata.stages.top import Top
-from mmdata.stages.verbs import Batch, Filter, Gather, GlobalFilter, Judge, Round, Scatter, WorkerContext
+from mmdata.stages.verbs import Batch, Filter, GlobalFilter, WorkerContext
 from mmdata.storage import open_store
 
 SCORES = st.one_of(st.none(), st.sampled_from([math.nan, -0.0, 0.0, 0.25, 0.25, -1.5, math.inf]), st.floats(-1, 1, width=32))
@@ -74,6 +75,7 @@ def dropped(stage: GlobalFilter, parts: list[pa.Table]) -> dict[int, str]:
         scatter = passes[0]
         assert isinstance(scatter, Scatter)
         assert isinstance(last, Gather)
+        assert scatter.bucket is not None
         records = pa.concat_tables([scatter.prepare(part) for part in parts])
         where = scatter.bucket(records, 3)
         verdicts = [last.work(records.filter(pa.array(where == bucket))) for bucket in range(3)]

@@ -13,10 +13,11 @@ from mmdata.executors import InlineExecutor
 from mmdata.plan import Plan
 from mmdata.schema import PARTITION, ROW
 from mmdata.stages.language import Language
+from mmdata.stages.passes import Judge
 from mmdata.stages.sources import Catalog
 from mmdata.stages.text_quality import DocumentQuality, TextQuality
 from mmdata.stages.text_statistics import TextStatistics
-from mmdata.stages.verbs import Batch, Filter, Judge, Map, WorkerContext
+from mmdata.stages.verbs import Batch, Filter, Map, WorkerContext
 from mmdata.storage import open_store
 from mmdata.text.language import detect, language_model
 from mmdata.text.rules import RULES, rules_of, statistics_of

@@ -6,6 +6,9 @@ two clusters, one of them lies within d/2 of the plane between the two: it also 
 is the distance that counts: with 1 nothing is missed, less is faster. How much was found is measured each time: a sample of
 the vectors is compared with all others.
 
+The work comes in three steps, of which the second and third can be shared: centres are learnt from a sample; each vector is
+put into its cluster and those that it visits; clusters are looked through, and the checked vectors compared with all.
+
 All randomness comes from a counter-based generator keyed by the seed. Which cluster a vector on a border is in may change
 with the number of threads of BLAS; what is found there is judged by float64 as ever.
 """
@@ -15,7 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmdata.dedupe.blocks import WHOLE, Part
 from mmdata.dedupe.cosine import Found, Screen, Unit, best_screen, check_threshold, cross_near
+from mmdata.dedupe.lines import Lines
 from mmdata.dedupe.pairs import Pairs
 
 _BLOCK = 4096
@@ -41,16 +46,24 @@ class Clustering:
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """Centres of length 1, (K, D) float32, and the cluster of each vector, (N,) int64."""
+class Stays:
+    """Who is where.
 
-    centres_KD: np.ndarray
-    of_N: np.ndarray
+    vector_S   (S,) int64, place of a vector            cluster_S   (S,) int64
+    guest_S    (S,) bool, whether it only visits        cosine_S    (S,) float32, of the vector with the cluster's centre
+    """
 
-    def members(self) -> list[np.ndarray]:
-        """Return the places of each cluster's vectors, ascending."""
-        order = np.argsort(self.of_N, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(self.of_N, minlength=len(self.centres_KD)))[:-1])
+    vector_S: np.ndarray
+    cluster_S: np.ndarray
+    guest_S: np.ndarray
+    cosine_S: np.ndarray
+
+    def members(self, *, guests: bool) -> list[np.ndarray]:
+        """Return the places in these arrays of those that live in, or only visit, each cluster, ascending by vector."""
+        num = int(self.cluster_S.max(initial=-1)) + 1
+        mine = np.flatnonzero(self.guest_S == guests)
+        mine = mine[np.lexsort((self.vector_S[mine], self.cluster_S[mine]))]
+        return np.split(mine, np.cumsum(np.bincount(self.cluster_S[mine], minlength=num))[:-1])
 
 
 @dataclass(frozen=True)
@@ -71,8 +84,8 @@ class Looked:
         return f"{len(self.pairs):,} pairs; measured on {self.num_checked:,} vectors: {share}"
 
 
-def kmeans(unit: Unit, num_clusters: int, seed: int = 0) -> Clusters:
-    """Cluster vectors by cosine: Lloyd's rounds on a sample, then each vector goes to its nearest centre.
+def centres_of(unit: Unit, num_clusters: int, seed: int = 0) -> np.ndarray:
+    """Return the centres of clusters by cosine, (K, D) float32 of length 1: Lloyd's rounds on a sample.
 
     A centre that nothing is near stays where it is.
     """
@@ -88,10 +101,7 @@ def kmeans(unit: Unit, num_clusters: int, seed: int = 0) -> Clusters:
         sums = np.add.reduceat(sample[order], first, axis=0)
         length = np.linalg.norm(sums, axis=1, keepdims=True)
         centres[there] = np.divide(sums, length, out=centres[there], where=length > 0)
-    of_N = np.empty(len(unit), np.int64)
-    for start in range(0, len(unit), _BLOCK):
-        of_N[start : start + _BLOCK] = (unit.rows(slice(start, start + _BLOCK)) @ centres.T).argmax(axis=1)
-    return Clusters(centres, of_N)
+    return centres
 
 
 def _products(vectors: np.ndarray, centres: np.ndarray) -> Iterator[np.ndarray]:
@@ -99,30 +109,57 @@ def _products(vectors: np.ndarray, centres: np.ndarray) -> Iterator[np.ndarray]:
         yield vectors[start : start + _BLOCK] @ centres.T
 
 
-def near_clustered(
-    vectors_ND: np.ndarray, threshold: float, how: Clustering | None = None, screen: Screen | None = None, memory_mib: int = 512
-) -> Looked:
-    """Look for pairs of vectors whose cosine is at least `threshold`, and measure how many of them were found.
+def stays_of(unit: Unit, centres_KD: np.ndarray, reach: float = 0.0, visits: int = 0, part: Part = WHOLE) -> Stays:
+    """Put a part of the vectors into clusters: each into its nearest, and as a guest into those whose border is within `reach`.
 
-    vectors_ND  (N, D) float16 or float32, of any length, memory-mapped or not
+    reach   distance of unit vectors to the plane between two clusters      visits   at most so many
     """
-    check_threshold(threshold)
-    how, screen, unit = how or Clustering(), screen or best_screen(), Unit(vectors_ND, memory_mib)
-    if not len(unit):
-        return Looked(Found(unit, threshold).pairs(), None, 0, 0)
-    clusters = kmeans(unit, how.clusters or int(2 * len(unit) ** 0.5), how.seed)
+    num = len(centres_KD)
+    visits = min(visits, num - 1)
+    apart = np.sqrt(np.maximum(2 - 2 * centres_KD @ centres_KD.T, 1e-12))
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.float32))]
+    for start in range(_BLOCK * part[0], len(unit), _BLOCK * part[1]):
+        products = unit.rows(slice(start, start + _BLOCK)) @ centres_KD.T
+        of = products.argmax(axis=1)
+        row = np.arange(len(of))
+        found.append((row + start, of, np.zeros(len(of), bool), products[row, of]))
+        if visits > 0:
+            row, house = _visited(products, of, apart, reach, visits)
+            found.append((row + start, house, np.ones(len(row), bool), products[row, house]))
+    return Stays(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _visited(products: np.ndarray, of: np.ndarray, apart: np.ndarray, reach: float, visits: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.arange(len(of))
+    plane = (products[rows, of][:, None] - products) / apart[of]
+    plane[rows, of] = np.inf
+    near = np.argpartition(plane, visits - 1, axis=1)[:, :visits]
+    row, place = np.nonzero(np.take_along_axis(plane, near, axis=1) <= reach)
+    return row, near[row, place]
+
+
+def reach_of(threshold: float, how: Clustering) -> float:
+    """Return how near to a border a vector visits the other side."""
+    return float(how.border * (np.sqrt(max(2 - 2 * threshold, 0)) / 2 + 1e-5))  # float32 rounds
+
+
+def num_clusters_of(how: Clustering, num: int) -> int:
+    """Return how many clusters `num` vectors are put into."""
+    return how.clusters or max(1, int(2 * num**0.5))
+
+
+def pairs_in_clusters(unit: Unit, stays: Stays, threshold: float, screen: Screen, part: Part = WHOLE) -> Pairs:
+    """Return the pairs of at least the threshold that meet in a part of the clusters; two may meet in several."""
     found = Found(unit, threshold)
-    visitors = _visitors(unit, clusters, threshold, how)
-    for home, guests in zip(clusters.members(), visitors, strict=True):
-        _look(found, unit, home, guests, screen, threshold)
-    pairs = found.pairs()
-    return _measured(pairs, unit, threshold, how, screen)
+    homes, guests = (stays.members(guests=guests)[part[0] :: part[1]] for guests in (False, True))
+    for home, guest in zip(homes, guests, strict=True):
+        if len(home):
+            _look(found, unit, (stays.vector_S[home], stays.vector_S[guest]), screen, threshold)
+    return found.pairs()
 
 
-def _look(found: Found, unit: Unit, home: np.ndarray, guests: np.ndarray, screen: Screen, threshold: float) -> None:
-    if not len(home):
-        return
-    all_ = np.concatenate([home, guests])
+def _look(found: Found, unit: Unit, there: tuple[np.ndarray, np.ndarray], screen: Screen, threshold: float) -> None:
+    home, all_ = there[0], np.concatenate(there)
     block = unit.rows(all_)
     bound = threshold - screen.margin(unit.dim)
     right = screen.load(block[: len(home)])
@@ -133,40 +170,45 @@ def _look(found: Found, unit: Unit, home: np.ndarray, guests: np.ndarray, screen
         found.add(all_[one[once]], home[other[once]])
 
 
-def _visitors(unit: Unit, clusters: Clusters, threshold: float, how: Clustering) -> list[np.ndarray]:
-    """Return the vectors that visit each cluster."""
-    num = len(clusters.centres_KD)
-    reach = how.border * (np.sqrt(max(2 - 2 * threshold, 0)) / 2 + 1e-5)  # float32 rounds
-    visits = min(how.visits, num - 1)
-    if visits < 1 or not len(unit):
-        return [np.zeros(0, np.int64)] * num
-    apart = np.sqrt(np.maximum(2 - 2 * clusters.centres_KD @ clusters.centres_KD.T, 1e-12))
-    guests, houses = [], []
-    for start in range(0, len(unit), _BLOCK):
-        of = clusters.of_N[start : start + _BLOCK]
-        products = unit.rows(slice(start, start + _BLOCK)) @ clusters.centres_KD.T
-        own = np.take_along_axis(products, of[:, None], axis=1)
-        plane = (own - products) / apart[of]
-        plane[np.arange(len(of)), of] = np.inf
-        near = np.argpartition(plane, visits - 1, axis=1)[:, :visits]
-        row, place = np.nonzero(np.take_along_axis(plane, near, axis=1) <= reach)
-        guests.append(row + start)
-        houses.append(near[row, place])
-    guest, house = np.concatenate(guests), np.concatenate(houses)
-    order = np.argsort(house, kind="stable")
-    return np.split(guest[order], np.cumsum(np.bincount(house, minlength=num))[:-1])
-
-
-def _measured(pairs: Pairs, unit: Unit, threshold: float, how: Clustering, screen: Screen) -> Looked:
-    generator = np.random.Generator(np.random.Philox(how.seed + 1))
-    checked = np.sort(generator.permutation(len(unit))[: how.checked])
+def pairs_checked(unit: Unit, threshold: float, how: Clustering, screen: Screen, part: Part = WHOLE) -> Pairs:
+    """Return all pairs of at least the threshold of a part of the checked vectors with any other."""
+    checked = _checked(len(unit), how)[part[0] :: part[1]]
     truth = Found(unit, threshold)
     for one, other in cross_near(Unit(unit.rows(checked)), unit, threshold, screen):
         different = checked[one] != other
         truth.add(checked[one[different]], other[different])
-    there = truth.pairs()
-    if not len(there):
-        return Looked(pairs, None, len(checked), 0)
-    known = pairs.left_P * len(unit) + pairs.right_P
-    got = np.isin(there.left_P * len(unit) + there.right_P, known)
-    return Looked(pairs, float(got.mean()), len(checked), len(there))
+    return truth.pairs()
+
+
+def _checked(num: int, how: Clustering) -> np.ndarray:
+    return np.sort(np.random.Generator(np.random.Philox(how.seed + 1)).permutation(num)[: how.checked])
+
+
+def measured(pairs: Pairs, truth: Pairs, num: int, how: Clustering) -> Looked:
+    """Return pairs with their recall by what there is for the checked ones of `num` vectors."""
+    num_checked = len(_checked(num, how))
+    if not len(truth):
+        return Looked(pairs, None, num_checked, 0)
+    got = np.isin(truth.left_P * num + truth.right_P, pairs.left_P * num + pairs.right_P)
+    return Looked(pairs, float(got.mean()), num_checked, len(truth))
+
+
+def near_clustered(
+    vectors_ND: np.ndarray | Lines,
+    threshold: float,
+    how: Clustering | None = None,
+    screen: Screen | None = None,
+    memory_mib: int = 512,
+) -> Looked:
+    """Look for pairs of vectors whose cosine is at least `threshold`, and measure how many of them were found.
+
+    vectors_ND  (N, D) float16 or float32, of any length, memory-mapped or not
+    """
+    check_threshold(threshold)
+    how, screen, unit = how or Clustering(), screen or best_screen(), Unit(vectors_ND, memory_mib)
+    if not len(unit):
+        return Looked(Found(unit, threshold).pairs(), None, 0, 0)
+    centres = centres_of(unit, num_clusters_of(how, len(unit)), how.seed)
+    stays = stays_of(unit, centres, reach_of(threshold, how), how.visits)
+    pairs = pairs_in_clusters(unit, stays, threshold, screen)
+    return measured(pairs, pairs_checked(unit, threshold, how, screen), len(unit), how)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdata.dedupe.lines import Lines
 from mmdata.dedupe.pairs import Pairs, in_order
 from mmdata.errors import PartitionError
 
@@ -96,13 +97,13 @@ def torch_screen(device: str) -> Screen:
 class Unit:
     """Vectors as rows of length 1, float32, made where they are asked for, or once where they fit into `memory_mib`."""
 
-    def __init__(self, vectors_ND: np.ndarray, memory_mib: int = 512) -> None:
+    def __init__(self, vectors_ND: np.ndarray | Lines, memory_mib: int = 512) -> None:
         """Take (N, D) float16 or float32, memory-mapped or not."""
         if vectors_ND.ndim != 2:
             raise PartitionError(f"vectors are (N, D), not of shape {vectors_ND.shape}", hint="give one line a row")
         self._given = vectors_ND
         fits = vectors_ND.size * 4 <= memory_mib << 20
-        self._held = _unit(vectors_ND) if fits else None
+        self._held = _unit(vectors_ND[:]) if fits else None
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -155,7 +156,7 @@ def tiles(num: int, screen: Screen) -> list[Tile]:
 
 
 def near_vectors(
-    vectors_ND: np.ndarray,
+    vectors_ND: np.ndarray | Lines | Unit,
     threshold: float,
     screen: Screen | None = None,
     only: Sequence[Tile] | None = None,
@@ -171,7 +172,7 @@ def near_vectors(
     """
     check_threshold(threshold)
     screen = screen or best_screen()
-    unit = Unit(vectors_ND, memory_mib)
+    unit = vectors_ND if isinstance(vectors_ND, Unit) else Unit(vectors_ND, memory_mib)
     bound = threshold - screen.margin(unit.dim)
     found = Found(unit, threshold, max_pairs)
     rows, left = None, None

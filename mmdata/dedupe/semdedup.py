@@ -10,15 +10,18 @@ from typing import Literal
 
 import numpy as np
 
-from mmdata.dedupe.clustered import Clusters, kmeans
+from mmdata.dedupe.blocks import WHOLE, Part
+from mmdata.dedupe.clustered import Stays, centres_of, stays_of
 from mmdata.dedupe.cosine import Unit
+from mmdata.dedupe.lines import Lines
+from mmdata.storage.digest import mix64
 
 Keep = Literal["hard", "easy", "random"]
 _BLOCK = 2048
 
 
 def semdedup(
-    vectors_ND: np.ndarray, epsilon: float, num_clusters: int, keep: Keep = "hard", seed: int = 0
+    vectors_ND: np.ndarray | Lines, epsilon: float, num_clusters: int, keep: Keep = "hard", seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the keeper of each vector, its own place where it stays, (N,) int64, and one minus their cosine, (N,) float32.
 
@@ -26,12 +29,32 @@ def semdedup(
     keep      `hard`: the one farthest from the centre of its cluster; `easy`: the nearest; `random`: any, by the seed
     """
     unit = Unit(vectors_ND)
-    clusters = kmeans(unit, num_clusters, seed)
+    centres = centres_of(unit, num_clusters, seed)
     before = np.arange(len(unit))
-    rank = _order(unit, clusters, keep, seed)
-    for members in clusters.members():
-        ordered = members[np.argsort(rank[members], kind="stable")]
-        _judge(unit, ordered, epsilon, before)
+    out, at = befores(unit, stays_of(unit, centres), epsilon, (keep, seed))
+    before[out] = at
+    return by_chains(unit, before)
+
+
+def befores(
+    unit: Unit, stays: Stays, epsilon: float, order: tuple[Keep, int], part: Part = WHOLE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for a part of the clusters, the vectors that go, and of each the nearest one before it, (G,) int64 both.
+
+    order   how vectors are ordered in a cluster, and a seed
+    """
+    gone = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for home in stays.members(guests=False)[part[0] :: part[1]]:
+        vectors = stays.vector_S[home]
+        vectors = vectors[np.argsort(_order(stays.cosine_S[home], vectors, order), kind="stable")]
+        out, at = _judge(unit.rows(vectors), epsilon)
+        gone.append((vectors[out], vectors[at]))
+    out, at = (np.concatenate(column) for column in zip(*gone, strict=True))
+    return out, at
+
+
+def by_chains(unit: Unit, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keeper of each vector and one minus their cosine, from what each is a copy of, itself where it stays."""
     keeper = before
     while (before[keeper] != keeper).any():
         keeper = before[keeper]
@@ -41,23 +64,22 @@ def semdedup(
     return keeper, distance
 
 
-def _order(unit: Unit, clusters: Clusters, keep: Keep, seed: int) -> np.ndarray:
-    """Return what vectors are ordered by, lowest first, (N,) float64; equal ones stay in the order given."""
+def _order(to_centre: np.ndarray, home: np.ndarray, order: tuple[Keep, int]) -> np.ndarray:
+    """Return what the vectors of a cluster are ordered by, lowest first; equal ones stay in the order given."""
+    keep, seed = order
     if keep == "random":
-        return np.random.Generator(np.random.Philox(seed + 2)).permutation(len(unit)).astype(np.float64)
-    to_centre = np.empty(len(unit), np.float64)
-    for start in range(0, len(unit), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        to_centre[some] = (unit.rows(some) * clusters.centres_KD[clusters.of_N[some]]).sum(axis=1)
+        return mix64(home.astype(np.uint64) ^ np.uint64(seed * 0x9E3779B97F4A7C15 % (1 << 64)))
     return to_centre if keep == "hard" else -to_centre
 
 
-def _judge(unit: Unit, ordered: np.ndarray, epsilon: float, before: np.ndarray) -> None:
-    """Write to `before`, for each that goes, the place of the nearest one before it."""
-    block = unit.rows(ordered)
-    for start in range(0, len(ordered), _BLOCK):
+def _judge(block: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of ordered vectors go, and the nearest before each, by place."""
+    gone = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for start in range(0, len(block), _BLOCK):
         products = block[start : start + _BLOCK] @ block[: start + _BLOCK].T
         products[np.triu_indices(len(products), start, products.shape[1])] = -2
         best = products.argmax(axis=1)
         goes = np.flatnonzero(products[np.arange(len(products)), best] > 1 - epsilon)
-        before[ordered[start + goes]] = ordered[best[goes]]
+        gone.append((start + goes, best[goes]))
+    out, at = (np.concatenate(column) for column in zip(*gone, strict=True))
+    return out, at

@@ -24,7 +24,8 @@ from mmdata.engine.task import Job
 from mmdata.engine.view import PartitionView, source_rows
 from mmdata.plan import Step
 from mmdata.schema import OUTCOME, REASON, ROW
-from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Judge, Split, WorkerContext
+from mmdata.stages.passes import Judge
+from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Split, WorkerContext
 
 READ_AHEAD = 64  # so many new partitions are read to count their rows; more would cost what a dry run must not
 

@@ -24,7 +24,8 @@ from mmdata.plan import Plan, Step
 from mmdata.schema import PARTITION, VERDICT_FIELDS
 from mmdata.shards.sorting import SortPlace
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, Gather, GlobalFilter, Judge, Pass, Round, Scatter, Sort, SourceSlice
+from mmdata.stages.passes import Emit, Fold, Gather, Judge, Pass, Round, Scatter, Share, Sort
+from mmdata.stages.verbs import GlobalFilter, SourceSlice
 
 MAX_BUCKETS = 64
 MAX_PART_BYTES, MAX_VALUE_BYTES = 1 << 20, 64 << 20  # of a Round
@@ -54,7 +55,14 @@ def num_expected(generation: Generation, step: int) -> int:
     """Return how many tasks the passes of a step have, as far as that is known before they run."""
     num = len(generation.partitions)
     units = {Scatter: num_scattered(generation), Gather: num_buckets(num), Fold: num_buckets(num)}
-    return sum(units.get(type(this), 0) for this in passes_of(generation.plan, step))
+    passes = passes_of(generation.plan, step)
+    return sum(num_parts(this, num) if isinstance(this, Share) else units.get(type(this), 0) for this in passes)
+
+
+def num_parts(this: Pass, num_partitions: int) -> int:
+    """Return how many tasks a Gather, a Fold or a Share has."""
+    num = num_buckets(num_partitions)
+    return num if not isinstance(this, Share) or this.most is None else min(num, this.most)
 
 
 def folder_of(passes: tuple[Pass, ...], index: int) -> str:
@@ -149,6 +157,8 @@ def run_pass(task: Task, generation: Generation, run: RunStore, keys: dict[int, 
             run.write_pass(name, [_limit(part, MAX_PART_BYTES, f"partition {task.unit}")])
         elif isinstance(this, Sort):
             run.write_pass(name, _sort(name, task, generation, run, scratch))
+        elif isinstance(this, Share):
+            run.write_pass(name, [_share(this, task, generation, run)])
         else:
             assert isinstance(this, Gather | Fold)
             records = _bucket(run, f"{task.key}/0", num_scattered(generation), task.unit)
@@ -213,8 +223,20 @@ def _scatter(this: Scatter, rows: pa.Table, buckets: int) -> list[pa.Table]:
 
 
 def _in_buckets(this: Scatter, records: pa.Table, buckets: int) -> list[pa.Table]:
+    if this.bucket is None:
+        return [records]
     where = this.bucket(records, buckets) if records.num_rows else np.zeros(0, dtype=np.int64)
     return [records.filter(pa.array(where == bucket)) for bucket in range(buckets)]
+
+
+def _share(this: Share, task: Task, generation: Generation, run: RunStore) -> pa.Table:
+    num, before = len(generation.partitions), passes_of(generation.plan, task.step)[task.pass_index - 1]
+    records = pa.concat_tables([run.read_pass(f"{task.key}/0/{unit}") for unit in range(num_scattered(generation))])
+    found = None
+    if isinstance(before, Share):
+        parts = (run.read_pass(f"{task.key}/{task.pass_index - 1}/{part}") for part in range(num_parts(before, num)))
+        found = pa.concat_tables(parts)
+    return this.work(records, found, task.unit, num_parts(this, num))
 
 
 def _sort(name: str, task: Task, generation: Generation, run: RunStore, scratch: Path) -> list[pa.Table]:

@@ -39,6 +39,7 @@ class RunResult:
 
     funnel    rows in, made, kept, dropped by reason, split: of the partitions that were done
     computed  rows computed by stage        failed  partitions that were given up, by number, and why
+    notes     (stage, what it says of its work)
     """
 
     generation: int
@@ -49,6 +50,7 @@ class RunResult:
     seconds: float
     fresh: bool
     failed: dict[int, str]
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -153,6 +155,7 @@ class Runner:
             "by_stage": [list(item) for item in self._by_stage(generation, scheduler)],
             "profiles": profiles(scheduler.heads.values()),
             "heads": _heads(generation, scheduler), "passes": sorted(scheduler.passes),
+            **({"notes": [list(item) for item in notes]} if (notes := self._notes(generation, scheduler)) else {}),
             "failed": {str(unit): why for unit, why in sorted(scheduler.failed.items())},
         })  # fmt: skip
         if made is not None:
@@ -168,12 +171,15 @@ class Runner:
         place = None if corpus is None else f"{self.url}/{corpus}"
         return RunResult(
             generation.number, funnel(list(scheduler.heads.values())), self._by_stage(generation, scheduler), computed, place,
-            time.monotonic() - started, fresh, dict(scheduler.failed),
+            time.monotonic() - started, fresh, dict(scheduler.failed), self._notes(generation, scheduler),
         )  # fmt: skip
 
     def _by_stage(self, generation: Generation, scheduler: Scheduler) -> list[tuple[str, str, int]]:
         names = {-2: "source"} | {step.index: step.stage.name for step in generation.plan.steps}
         return [(names[stage], reason, num) for stage, reason, num in by_stage(list(scheduler.heads.values()))]
+
+    def _notes(self, generation: Generation, scheduler: Scheduler) -> list[tuple[str, str]]:
+        return [(generation.plan.steps[step].stage.name, note) for step, note in sorted(scheduler.notes.items())]
 
     def _open_generation(self) -> tuple[Generation, Job]:
         """Write what is asked, unless it was before; return it, and the job with the digest of what stands there.

@@ -21,7 +21,7 @@ from mmdata.engine.passes import (
     close_round,
     folder_of,
     left_out,
-    num_buckets,
+    num_parts,
     num_scattered,
     num_sorted,
     passes_of,
@@ -32,8 +32,9 @@ from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.task import Executor, Job, Task, TaskReport
 from mmdata.errors import ConfigError, MmdataError, RunError
 from mmdata.plan import Budget, Segment, Step, written
-from mmdata.schema import PAYLOAD_COLUMN
-from mmdata.stages.verbs import Emit, Fold, GlobalFilter, Judge, Round, Scatter, Sort
+from mmdata.schema import NOTE, PAYLOAD_COLUMN
+from mmdata.stages.passes import Emit, Fold, Judge, Round, Scatter, Share, Sort
+from mmdata.stages.verbs import GlobalFilter, Resources
 
 TRIES = 4
 _START_S = 600.0  # a worker's start and the opening of its models
@@ -50,6 +51,7 @@ class Scheduler:
     computed  rows computed by step      kept  rows needed of steps whose tasks were done before
     attempts_failed  how many attempts of this call ended badly
     verdicts  where the verdicts of each GlobalFilter lie, by step      passes  keys of what passes wrote
+    notes     what GlobalFilters say of their work, by step
     times     key, label, seconds and worker of every task done by this call
     found     keys of the records that were there already, if somebody wants to know
     held      raises when this call no longer may write to the run folder
@@ -70,6 +72,7 @@ class Scheduler:
     kept: Counter[int] = field(default_factory=Counter)
     attempts_failed: int = 0
     verdicts: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, str] = field(default_factory=dict)
     times: list[dict[str, Any]] = field(default_factory=list)
     passes: set[str] = field(default_factory=set)
     found: set[str] | None = None
@@ -171,8 +174,11 @@ class Scheduler:
         key = self._input_key(self.keys[step.index])
         self._passes(step.index, key, step.stage.name)
         if not self.missing:
-            buckets = () if isinstance(passes[-1], Judge) else (num_buckets(len(self.generation.partitions)),)
-            self.verdicts[step.index] = "/".join(map(str, (key, len(passes) - 1, *buckets)))
+            parts = () if isinstance(passes[-1], Judge) else (num_parts(passes[-1], len(self.generation.partitions)),)
+            self.verdicts[step.index] = "/".join(map(str, (key, len(passes) - 1, *parts)))
+            if isinstance(passes[-1], Share):
+                note = (self.run.read_pass(f"{key}/{len(passes) - 1}/0").schema.metadata or {}).get(NOTE)
+                self.notes |= {} if note is None else {step.index: note.decode()}
 
     def _input_key(self, stage_key: str) -> str:
         """Key a GlobalFilter or Sink by the digests of what it reads: new responses make it anew."""
@@ -227,12 +233,17 @@ class Scheduler:
             emits = (self._pass_task(step, index + 1, unit, key, "") for unit in range(self._units(step, index + 1, key)))
             # Where all final files are there, nothing needs to be sorted for them, or to be there still.
             return num if num and any(self._pass_record(task) is None for task in emits) else 0
-        return num_buckets(len(self.generation.partitions))
+        return num_parts(this, len(self.generation.partitions))
 
     def _pass_task(self, step: int, index: int, unit: int, key: str, label: str) -> Task:
-        reads = isinstance(passes_of(self.generation.plan, step)[index], Scatter | Round)
+        this = passes_of(self.generation.plan, step)[index]
+        reads = isinstance(this, Scatter | Round)
         inputs = {unit: self.heads[unit]["key"]} if reads and unit in self.heads else {}  # a partition given up has no rows
-        return Task(self.job, "pass", step, unit, key, pass_index=index, inputs=inputs, label=label)
+        stages = self.generation.plan.stages
+        held = stages[step].resources if step < len(stages) and isinstance(this, Share) else Resources()
+        return Task(
+            self.job, "pass", step, unit, key, pass_index=index, inputs=inputs, label=label, cpus=held.cpus, gpus=held.gpus
+        )
 
     def _pass_record(self, task: Task) -> dict[str, Any] | None:
         passes = passes_of(self.generation.plan, task.step)

@@ -41,8 +41,8 @@ __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
     Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Dedupe, DocumentQuality,
-    Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score, SplitCaptions,
-    TextQuality, TextRules, TextStatistics, Top,
+    Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score,
+    SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,

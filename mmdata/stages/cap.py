@@ -12,9 +12,10 @@ from pydantic import Field, field_validator
 from mmdata.errors import ConfigError
 from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
 from mmdata.stages.hosts import domain_of, each_host, hosts_of
+from mmdata.stages.passes import Gather, Pass, Scatter
 from mmdata.stages.ranks import sample_hashes, score_keys
 from mmdata.stages.top import refuse_groups
-from mmdata.stages.verbs import Gather, GlobalFilter, Pass, Scatter
+from mmdata.stages.verbs import GlobalFilter
 
 _OF_URLS = re.compile(r"(host|domain)\((.+)\)")
 

@@ -1,48 +1,37 @@
-"""Keep one of all rows that are the same, or look the same, over the whole corpus."""
+"""Keep one of all rows that are the same, or are alike, over the whole corpus."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from mmdata.config import Model
-from mmdata.dedupe.alike import alike_verdicts
+from mmdata.dedupe.alike import REASON, Things
 from mmdata.dedupe.exact import bucket_of, column_of, exact_verdicts, hashes_of, values_of
-from mmdata.dedupe.groups import rule_columns, score_columns
-from mmdata.dedupe.hamming import chance_links
-from mmdata.errors import ConfigError
+from mmdata.dedupe.groups import ranks, rule_columns, score_columns
 from mmdata.schema import PARTITION, PAYLOAD_COLUMN, ROW
-from mmdata.stages.verbs import Gather, GlobalFilter, Pass, Scatter
+from mmdata.stages.likeness import COMPARED, Hashes, SemDeDup, Vectors, Way
+from mmdata.stages.passes import Gather, Pass, Scatter, Share
+from mmdata.stages.verbs import GlobalFilter
 
 _BASE = ("sample_id", "position", PARTITION, ROW)
-_LEAST_CHANCE = 0.1
-
-
-class Likeness(Model):
-    """Which rows look the same.
-
-    column      hashes of `fingerprint`: `phash`, `pdq`, or their `_views`
-    radius      in how many bits two of them may differ
-    any_chance  allow a radius at which more than a tenth of a link a row comes by chance
-    """
-
-    column: str = "phash"
-    radius: Annotated[int, Field(ge=0, le=64)] = 4
-    any_chance: bool = False
 
 
 class Dedupe(GlobalFilter):
-    """Of rows with equal `by` keep one: that with the highest `best`, then by the rules of `keep`, then the smallest id.
+    """Of rows that are the same keep one: that with the highest `best`, then by the rules of `keep`, then the smallest id.
 
     by        a column or several: `raw_sha256`, `sha256` (stored bytes), `pixels` (of `fingerprint`), `normal(url)`,
               `folded(text)`, or any. Rows of which one is null are never duplicates
-    likeness  look for hashes within a radius in place of equal `by`. All hashes come together in one task, which holds
-              about 150 bytes a row
+    likeness  in place of equal `by`: hashes within a radius
+    semantic  or embeddings of at least a cosine
+    semdedup  or SemDeDup's rule on embeddings, which says itself what is kept
     keep      `area`, `caption_length`, `earliest`, COLUMN (highest first), `lowest(COLUMN)`: the first that tells two rows apart
+    unit      `row`, or `sample`: of two samples (documents) that are alike all rows of one go
+    share     of the hashes or pictures that two rows or samples have together, the like ones counted once, at least this
+              share is to be alike; without it one like pair is enough
 
-    Every verdict names its keeper. Where rows look alike, its value is the distance in bits; a row stays that is near a
-    dropped one but not near that one's keeper.
+    Every verdict names its keeper. Where rows are alike its value is their distance: bits, one minus a cosine, or one minus
+    the share. A row stays that is near a dropped one but not near that one's keeper (except by `semdedup`).
     """
 
     name: ClassVar[str] = "dedupe"
@@ -50,19 +39,36 @@ class Dedupe(GlobalFilter):
 
     by: str | tuple[str, ...] = "raw_sha256"
     best: str | None = None
-    likeness: Likeness | None = None
+    likeness: Hashes | None = None
+    semantic: Vectors | None = None
+    semdedup: SemDeDup | None = None
     keep: tuple[str, ...] = ()
+    unit: Literal["row", "sample"] = "row"
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dedupe":
-        if self.likeness is not None and "by" in self.model_fields_set:
-            raise ValueError("`by` and `likeness` are two ways to compare rows: give one, and a second `dedupe` for the other")
+        given = [name for name in ("by", "likeness", "semantic", "semdedup") if name in self.model_fields_set]
+        if len(given) > 1:
+            told = " and ".join(f"`{name}`" for name in given)
+            raise ValueError(f"{told} are ways to compare rows: give one, and a second `dedupe` for the other")
+        if self.way is None and (self.unit == "sample" or self.share is not None):
+            raise ValueError(
+                "`unit` and `share` are for `likeness` and `semantic`: `likeness: {column: pixels, radius: 0}` is exact"
+            )
+        if self.semdedup is not None and (self.keep or self.best or self.unit == "sample" or self.share is not None):
+            raise ValueError("`semdedup` says itself what is kept: leave `best`, `keep`, `unit` and `share` out")
         return self
 
     @property
+    def way(self) -> Way | None:
+        """How rows are compared, if not by equal values."""
+        return self.likeness or self.semantic or self.semdedup
+
+    @property
     def _by(self) -> tuple[str, ...]:
-        if self.likeness is not None:
-            return (self.likeness.column,)
+        if self.way is not None:
+            return (self.way.column,)
         return (self.by,) if isinstance(self.by, str) else self.by
 
     @property
@@ -78,57 +84,44 @@ class Dedupe(GlobalFilter):
         return score_columns(self._rules)
 
     def check(self, fields: dict[str, pa.Field]) -> None:
-        """Refuse hashes of another type."""
-        if self.likeness is None:
-            return
-        kind = fields[self.likeness.column].type
-        kind = kind.value_type if pa.types.is_list(kind) else kind
-        if not (pa.types.is_uint64(kind) or pa.types.is_string(kind)):
-            raise ConfigError(
-                f"`dedupe`: likeness compares hashes, but `{self.likeness.column}` is {kind}",
-                hint="take `phash` or `pdq` of `fingerprint`",
-            )
-
-    def chance(self, num: int, kind: pa.DataType) -> float:
-        """Return how many of `num` rows look like a row by chance; refuse more than a tenth unless that was asked for."""
-        assert self.likeness is not None
-        single = kind.value_type if pa.types.is_list(kind) else kind
-        bits = 64 if pa.types.is_uint64(single) else 256  # hex is of `pdq`
-        links = chance_links(num, self.likeness.radius, bits)
-        if links > _LEAST_CHANCE and not self.likeness.any_chance:
-            raise ConfigError(
-                f"`dedupe`: of {num:,} rows, {links:.2g} are within {self.likeness.radius} of {bits} bits of a row by chance",
-                hint="take a smaller radius or `pdq`, or say `any_chance: true`",
-            )
-        return links
+        """Refuse columns that a way cannot compare."""
+        if self.way is not None:
+            self.way.check(fields)
 
     def reasons(self) -> tuple[str, ...]:
         """Return the only reason."""
-        return ("duplicate",) if self.likeness is None else ("near_duplicate",)
+        return ("duplicate",) if self.way is None else (REASON,)
 
     def passes(self) -> tuple[Pass, ...]:
-        """Bring together what may be alike, then choose in each group."""
-        return (Scatter(self._prepare, self._bucket), Gather(self._choose))
+        """Bring together what is the same and choose in each group; or find out together what is alike, then choose."""
+        if self.way is None:
+            return (Scatter(self._prepare, self._bucket), Gather(self._choose))
+        return (Scatter(self._prepare), *self.way.shares(), Share(self._judge, most=1))
 
     def _prepare(self, table: pa.Table) -> pa.Table:
         needed = dict.fromkeys((*_BASE, *rule_columns(self._rules)))
         columns = {name: table.column(name) for name in needed if name != PAYLOAD_COLUMN}
         compared = {f"_by{place}": values_of(table, name) for place, name in enumerate(self._by)}
         there = np.logical_and.reduce([column.is_valid().to_numpy() for column in compared.values()])
+        if self.unit == "sample":  # what has no picture goes with those that have
+            there[:] = True
         return pa.table(columns | compared).filter(pa.array(there))
 
     def _bucket(self, table: pa.Table, num_buckets: int) -> np.ndarray:
-        if self.likeness is not None:  # a pair may agree in no bit that one could cut by
-            return np.zeros(table.num_rows, np.int64)
         if len(self._by) == 1:
-            return bucket_of(table.column("_by0"), num_buckets)
+            return bucket_of(table.column(COMPARED), num_buckets)
         mixed = np.zeros(table.num_rows, np.uint64)
         for place in range(len(self._by)):
             mixed = mixed * np.uint64(31) + (hashes_of(table.column(f"_by{place}")) >> np.uint64(32))
         return (mixed % np.uint64(num_buckets)).astype(np.int64)
 
     def _choose(self, table: pa.Table) -> pa.Table:
-        if self.likeness is not None:
-            self.chance(table.num_rows, table.column("_by0").type)
-            return alike_verdicts(table, "_by0", self.likeness.radius, self._rules)
         return exact_verdicts(table, [f"_by{place}" for place in range(len(self._by))], self.best, self.keep)
+
+    def _judge(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+        assert self.way is not None
+        assert found is not None
+        of = np.arange(rows.num_rows)
+        if self.unit == "sample":
+            of = rows.column("sample_id").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        return self.way.judge(rows, found, Things(of, ranks(rows, self._rules)), self.share)

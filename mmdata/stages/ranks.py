@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmdata.stages.verbs import Round
+from mmdata.stages.passes import Round
 from mmdata.storage import mix64
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from mmdata.schema import ROW
+from mmdata.stages.passes import Judge, Pass
 from mmdata.stages.ranks import Keys, Ranks, sample_hashes
-from mmdata.stages.verbs import GlobalFilter, Judge, Pass, verdicts_on
+from mmdata.stages.verbs import GlobalFilter, verdicts_on
 
 
 class Sample(GlobalFilter):

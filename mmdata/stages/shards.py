@@ -33,7 +33,8 @@ from mmdata.shards.units import (
     record_bytes,
     write_unit,
 )
-from mmdata.stages.verbs import Emit, Fold, Pass, Scatter, Sink, Sort
+from mmdata.stages.passes import Emit, Fold, Pass, Scatter, Sort
+from mmdata.stages.verbs import Sink
 from mmdata.storage import Store
 
 TRAIN = "train"

@@ -15,7 +15,8 @@ from mmdata.shards.corpus import ID_DTYPE
 from mmdata.shards.manifest import Finish
 from mmdata.shards.subset import ids_of, sorted_ids, write_subset
 from mmdata.shards.units import EmitPlace
-from mmdata.stages.verbs import Emit, Fold, Pass, Scatter, Sink
+from mmdata.stages.passes import Emit, Fold, Pass, Scatter
+from mmdata.stages.verbs import Sink
 from mmdata.storage import Store, digest_bytes
 
 NAME = "subset.npy"

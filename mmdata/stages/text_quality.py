@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from mmdata.schema import ROW, VERDICT_FIELDS
+from mmdata.stages.passes import Judge, Pass
 from mmdata.stages.text_statistics import ByRules, RuleNames
-from mmdata.stages.verbs import QUICK, Batch, Filter, FilterFn, GlobalFilter, Judge, Pass, Resources, WorkerContext
+from mmdata.stages.verbs import QUICK, Batch, Filter, FilterFn, GlobalFilter, Resources, WorkerContext
 from mmdata.text.rules import Rule, judge, rules_of, statistics_of
 
 

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 
 from mmdata.errors import ConfigError
 from mmdata.schema import ROW
+from mmdata.stages.passes import Judge, Pass
 from mmdata.stages.ranks import Keys, Ranks, sample_hashes, score_keys
-from mmdata.stages.verbs import GlobalFilter, Judge, Pass, verdicts_on
+from mmdata.stages.verbs import GlobalFilter, verdicts_on
 
 
 class Top(GlobalFilter):

@@ -26,8 +26,7 @@ from pydantic import Field
 from mmdata.config import Model
 from mmdata.schema import ROW, VERDICT_FIELDS
 from mmdata.shards.manifest import Finish
-from mmdata.shards.sorting import SortPlace
-from mmdata.shards.units import EmitPlace
+from mmdata.stages.passes import Pass
 from mmdata.storage import Store
 
 T = TypeVar("T")
@@ -264,95 +263,12 @@ class Split(Stage, ABC):
         """Return a function from a batch to (index of the parent in the batch, table of the written fields)."""
 
 
-@dataclass(frozen=True)
-class Scatter:
-    """Partition -> bucket files. `prepare` makes the records, `bucket` says where each goes."""
-
-    prepare: Callable[[pa.Table], pa.Table]
-    bucket: Callable[[pa.Table, int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Gather:
-    """All records of a bucket -> one table."""
-
-    work: Callable[[pa.Table], pa.Table]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A small table of each bucket -> one value for the passes that follow."""
-
-    part: Callable[[pa.Table], pa.Table]
-    merge: Callable[[list[pa.Table]], pa.Table]
-
-
-@dataclass(frozen=True)
-class Round:
-    """The rows of each partition -> a part of at most 1 MiB; parts added up -> one value of at most 64 MiB.
-
-    Rounds that follow each other look at the same rows again, each with the value of the one before (null in the first).
-
-    count  (rows, value before) -> part    add   some parts -> one; in which order they are added changes nothing
-    close  (sum of all, value before) -> value
-    done   says by the value before that there is nothing left to find out: the round is then left out
-    """
-
-    count: Callable[[pa.Table, pa.Table | None], pa.Table]
-    add: Callable[[list[pa.Table]], pa.Table]
-    close: Callable[[pa.Table, pa.Table | None], pa.Table]
-    done: Callable[[pa.Table], bool]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The rows of one partition and the value of the last Round (null if there was none) -> verdicts on those that go.
-
-    It ends the passes of a GlobalFilter, and is asked in the segment that its verdicts open. Without a Round before it no
-    partition waits for another.
-    """
-
-    work: Callable[[pa.Table, pa.Table | None], pa.Table]
-
-
-@dataclass(frozen=True)
-class Sort:
-    """Copy media, by neighbouring partitions, into tars in the order of the final files, which then read on end.
-
-    Its results are named by what it holds in memory, and go once the final files are committed; these are the same without.
-
-    wanted  says by the folded value and the run's store whether it is worth it
-    group   how many partitions a task takes, of how many there are
-    work    copies the media of records, and returns the records with references to the copies
-    """
-
-    memory: int
-    wanted: Callable[[pa.Table, Store], bool]
-    group: Callable[[pa.Table, int], int]
-    work: Callable[[SortPlace, pa.Table], pa.Table]
-
-
-@dataclass(frozen=True)
-class Emit:
-    """Write the final files, one task a unit: the folded value says how many there are and which buckets each needs.
-
-    choose  of the records of one file of a bucket, those of a unit
-    """
-
-    count: Callable[[pa.Table], int]
-    buckets: Callable[[pa.Table, int, int], Sequence[int]]
-    choose: Callable[[pa.Table, int, pa.Table], pa.Table]
-    write: Callable[[EmitPlace, pa.Table, pa.Table], dict[str, str]]
-
-
-Pass = Scatter | Gather | Fold | Round | Judge | Sort | Emit
-
-
 class GlobalFilter(Stage, ABC):
     """Judges rows with all partitions in sight.
 
-    Its last pass gives verdicts: a Gather on the rows of its bucket, with `_partition` and sorted by (`_partition`, `_row`);
-    a Judge on those of a partition.
+    Its last pass gives verdicts: a Gather on the rows of its bucket or a Share in one part on all, with `_partition` and sorted
+    by (`_partition`, `_row`), with `NOTE` in the table's metadata if people are to be told something; a Judge on those of a
+    partition.
     """
 
     over: Literal["all", "kept"] = "kept"
@@ -363,7 +279,7 @@ class GlobalFilter(Stage, ABC):
 
     @abstractmethod
     def passes(self) -> tuple[Pass, ...]:
-        """Return its passes: a Scatter, then Gathers; or Rounds, if any, and a Judge."""
+        """Return its passes: a Scatter, then a Gather or Shares; or Rounds, if any, and a Judge."""
 
 
 @dataclass(frozen=True)

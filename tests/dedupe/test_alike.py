@@ -1,17 +1,23 @@
 """Fingerprints of pictures, and what `dedupe` makes of them in a run."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
+import imagehash
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmdata.dedupe import alike_verdicts, bucket_of
+from mmdata.dedupe.alike import Things, hashes_in, judge_hashes
 from mmdata.dedupe.exact import hashes_of, normal_url, values_of
+from mmdata.dedupe.hamming import collapse, near_values
 from mmdata.engine import Runner
 from mmdata.engine.task import Executor
 from mmdata.errors import ConfigError
@@ -21,12 +27,26 @@ from mmdata.plan import Plan
 from mmdata.report.duplicates import duplicate_groups, groups_text, write_groups
 from mmdata.report.table import plan_text
 from mmdata.schema import PARTITION, ROW
-from mmdata.stages.dedupe import Dedupe, Likeness
+from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.fingerprint import Fingerprint
+from mmdata.stages.likeness import Hashes
 from mmdata.stages.measure import Measure
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Folder
 from tests.conftest import encode
+
+HELD = """
+import sys, pyarrow as pa, polars
+from mmdata.dedupe import alike
+from mmdata.stages.dedupe import Dedupe
+from mmdata.stages.likeness import Hashes
+held = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) >> 10
+rows = pa.ipc.open_file(pa.memory_map(sys.argv[1])).read_all()
+before, found = held(), None
+for each in Dedupe(likeness=Hashes(radius=2, any_chance=True)).passes()[1:]:
+    found = each.work(rows, found, 0, 1)
+print(held() - before, found.num_rows)
+"""
 
 
 def picture(seed: int, side: int = 96) -> np.ndarray:
@@ -47,9 +67,6 @@ def distance(one: str, other: str) -> int:
 
 @pytest.mark.parametrize("side", [64, 200, 700])
 def test_phash_has_imagehash_bits(side: int) -> None:
-    imagehash = pytest.importorskip("imagehash")
-    from PIL import Image
-
     for seed in range(5):
         image = picture(seed, side)
         assert f"{phash(image):016x}" == str(imagehash.phash(Image.fromarray(image)))
@@ -129,6 +146,30 @@ def test_captions_are_compared_folded() -> None:
     assert values_of(table, "folded(text)").to_pylist() == ["a red square", None]
 
 
+def test_documents_are_alike_by_the_share_of_their_pictures() -> None:
+    """Two samples of three pictures that share two, one that shares one, and text blocks without a picture."""
+    a, b, c, d, e = (1 << place * 8 for place in range(1, 6))
+    hashes = pa.array([a, b, c, None, a, b | 1, d, None, c, e, None], pa.uint64())
+    table = table_of(hashes).set_column(2, "sample_id", pa.array([*"AAAABBBBCCC"]))
+    things = Things(np.array([0] * 4 + [1] * 4 + [2] * 3), np.arange(11))
+    pairs = near_values(collapse(hashes_in(table.column("hash"))[0]).values_UW, 1)
+    assert judge_hashes(table, "hash", pairs, things, 0.5).column(ROW).to_pylist() == [4, 5, 6, 7]  # 2 of 4 pictures
+    assert judge_hashes(table, "hash", pairs, things, 0.51).num_rows == 0
+    loose = judge_hashes(table, "hash", pairs, things, 0.2)  # 1 of 4
+    assert loose.column(ROW).to_pylist() == [4, 5, 6, 7, 8, 9, 10]
+    assert set(loose.column("keeper_id").to_pylist()) == {"A"}
+    assert loose.column("value").to_pylist() == [0.5] * 4 + [0.75] * 3
+
+
+def test_videos_are_alike_by_the_share_of_their_frames() -> None:
+    frames = pa.array([[1 << 8, 1 << 16, 1 << 24], [1 << 16, 1 << 24 | 1], [1 << 8], [], None], pa.list_(pa.uint64()))
+    table = table_of(frames)
+    pairs = near_values(collapse(hashes_in(table.column("hash"))[0]).values_UW, 1)
+    things = Things(np.arange(5), np.arange(5))
+    assert judge_hashes(table, "hash", pairs, things, 0.6).column(ROW).to_pylist() == [1]
+    assert judge_hashes(table, "hash", pairs, things).column(ROW).to_pylist() == [1, 2]  # one like frame is enough
+
+
 def folder_of_copies(folder: Path) -> Folder:
     folder.mkdir()
     for number in range(6):
@@ -149,13 +190,13 @@ def run(home: Path, source: Folder, executor: Executor, *stages: Dedupe) -> Runn
 def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(tmp_path: Path) -> None:
     source = folder_of_copies(tmp_path / "i")
     stages = (
-        Dedupe(likeness=Likeness(column="pdq", radius=31), keep=("area",)),
-        Dedupe(likeness=Likeness(column="phash_views", radius=6, any_chance=True), keep=("area",)),
+        Dedupe(likeness=Hashes(column="pdq", radius=31), keep=("area",)),
+        Dedupe(likeness=Hashes(column="phash_views", radius=6, any_chance=True), keep=("area",)),
     )
     run(tmp_path / "a", source, InlineExecutor(), *stages)
     run(tmp_path / "b", source, ProcessExecutor(2), *stages)
-    files = [sorted((tmp_path / name).glob("passes/*/1/*.arrow")) for name in "ab"]
-    assert len(files[0]) >= 6
+    files = [sorted((tmp_path / name).glob("passes/*/[123]/*.arrow")) for name in "ab"]
+    assert len(files[0]) >= 10  # two stages: values, pairs in three parts, verdicts
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     groups = duplicate_groups(str(tmp_path / "a"), 10)
     told = {(group.keeper.text, copy.row.text, copy.by) for group in groups for copy in group.copies}
@@ -169,15 +210,33 @@ def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(t
 
 
 def test_a_likeness_that_chance_alone_gives_is_refused() -> None:
-    stage = Dedupe(likeness=Likeness(column="phash", radius=12))
+    way = Hashes(column="phash", radius=12)
     with pytest.raises(ConfigError, match=r"of 100,000,000 rows, 23 are within 12 of 64 bits[\s\S]*hint: take a smaller radius"):
-        stage.chance(10**8, pa.uint64())
-    assert Dedupe(likeness=Likeness(column="pdq", radius=31)).chance(10**9, pa.string()) < 1e-9
+        way.chance(10**8, pa.uint64())
+    assert Hashes(column="pdq", radius=31).chance(10**9, pa.string()) < 1e-9
     with pytest.raises(ConfigError, match=r"likeness compares hashes, but `phash` is double"):
-        stage.check({"phash": pa.field("phash", pa.float64())})
+        Dedupe(likeness=way).check({"phash": pa.field("phash", pa.float64())})
 
 
 def test_a_plan_says_what_chance_gives(tmp_path: Path) -> None:
     source = folder_of_copies(tmp_path / "i")
-    plan = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Likeness(radius=4))))
-    assert "dedupe by phash within 4: of 6 rows, 1.8e-13 look like a row by chance" in plan_text(plan)
+    plan = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Hashes(radius=4))))
+    said = "dedupe by phash within 4: of 6 rows, 0 MiB in its largest task, 1.8e-13 look like a row by chance"
+    assert said in plan_text(plan)
+    risky = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Hashes(radius=30))))
+    with pytest.raises(ConfigError, match=r"of 6 rows, 1.8 are within 30 of 64 bits of a row by chance"):
+        plan_text(risky)
+
+
+def test_a_task_holds_what_the_plan_says(tmp_path: Path) -> None:
+    """In a process of its own: the rows lie in a file, as a pass would read them."""
+    num, way = 300_000, Hashes(radius=2, any_chance=True)
+    hashes = np.random.default_rng(1).integers(0, 1 << 64, num, dtype=np.uint64)
+    hashes[: num // 10] = hashes[-(num // 10) :] ^ np.uint64(1)
+    rows = Dedupe(likeness=way)._prepare(table_of(pa.array(hashes, pa.uint64())).rename_columns({"hash": "phash"}))
+    with pa.ipc.new_file(str(tmp_path / "rows.arrow"), rows.schema) as file:
+        file.write_table(rows)
+    done = subprocess.run([sys.executable, "-c", HELD, str(tmp_path / "rows.arrow")], capture_output=True, text=True, check=True)
+    held, dropped = map(int, done.stdout.split())
+    assert dropped == num // 10
+    assert held <= way.memory_mib(num, pa.uint64()) + 24  # what numpy and polars load when they first work

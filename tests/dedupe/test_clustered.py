@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdata.dedupe.clustered import Clustering, kmeans, near_clustered
+from mmdata.dedupe.clustered import Clustering, centres_of, near_clustered, stays_of
 from mmdata.dedupe.cosine import Unit, best_screen, near_vectors
 from mmdata.dedupe.pairs import Pairs
 from mmdata.dedupe.semdedup import Keep, semdedup
@@ -40,16 +40,19 @@ def test_the_recall_told_is_the_share_found() -> None:
     looked = near_clustered(vectors, 0.85, Clustering(40, border=0.0, checked=400), NUMPY)
     assert pairs_of(looked.pairs) < exact
     assert looked.recall == pytest.approx(len(looked.pairs) / len(exact))
+    assert looked.recall is not None
     assert 0.2 < looked.recall < 0.98
     assert str(looked).endswith(f"measured on 400 vectors: recall {looked.recall:.4f} of {len(exact)} pairs")
 
 
 def test_one_seed_gives_one_clustering() -> None:
     unit = Unit(scattered(500, 8, 2))
-    first, again, other = kmeans(unit, 12, 5), kmeans(unit, 12, 5), kmeans(unit, 12, 6)
-    assert (first.of_N == again.of_N).all()
-    assert not np.array_equal(first.centres_KD, other.centres_KD)
-    assert sum(len(members) for members in first.members()) == 500
+    first, again, other = centres_of(unit, 12, 5), centres_of(unit, 12, 5), centres_of(unit, 12, 6)
+    assert (first == again).all()
+    assert not np.array_equal(first, other)
+    stays = stays_of(unit, first)
+    assert sum(len(members) for members in stays.members(guests=False)) == 500
+    assert stays.cosine_S == pytest.approx((unit.rows(stays.vector_S) * first[stays.cluster_S]).sum(axis=1), abs=1e-6)
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy", "random"])
@@ -58,7 +61,7 @@ def test_semdedup_drops_what_the_paper_says(keep: Keep) -> None:
     vectors = scattered(60, 6, 3, noise=0.2)
     keeper, distance = semdedup(vectors, 0.1, 1, keep, seed=4)
     lines = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    to_centre = lines @ kmeans(Unit(vectors), 1, 4).centres_KD[0]
+    to_centre = lines @ centres_of(Unit(vectors), 1, 4)[0]
     orders = {"hard": np.argsort(to_centre), "easy": np.argsort(-to_centre)}
     if keep in orders:
         order = orders[keep]

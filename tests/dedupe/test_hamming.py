@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdata.dedupe import hamming
-from mmdata.dedupe.hamming import chance_links, near_hashes
+from mmdata.dedupe import blocks, hamming
+from mmdata.dedupe.hamming import chance_links, collapse, near_hashes, near_values
 from mmdata.errors import PartitionError
 
 Found = list[tuple[int, int, float]]
@@ -57,15 +57,24 @@ def test_256_bits_at_every_radius(radius: int, seed: int, num: int, kind: str) -
     assert told(hashes, radius) == all_with_all(hashes, radius)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 1 << 30), st.integers(2, 400), st.sampled_from([1, 4]), st.integers(1, 5))
+def test_parts_together_hold_each_pair_once(radius: int, seed: int, num: int, words: int, parts: int) -> None:
+    values = collapse(planted(np.random.default_rng(seed), num, words, "random", radius)).values_UW
+    found = [near_values(values, radius, part=(part, parts)) for part in range(parts)]
+    together = sorted(pair for part in found for pair in zip(part.left_P.tolist(), part.right_P.tolist(), strict=True))
+    assert together == [(left, right) for left, right, _ in all_with_all(values, radius)]
+
+
 @pytest.mark.parametrize("radius", [1, 2, 4, 7])
 def test_blocks_find_what_comparing_all_finds(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(radius)
     hashes = np.concatenate([planted(rng, 500, 1, kind, radius)[:, 0] for kind in ("random", "alike")])
     expected = all_with_all(hashes, radius)
     assert len(expected) > 300
-    monkeypatch.setattr(hamming, "_BRUTE_NS", 100.0)  # at this size comparing all would be chosen
+    monkeypatch.setattr(blocks, "BRUTE_NS", 100.0)  # at this size comparing all would be chosen
     for heavy in (2048, 20):  # buckets that are scanned, and buckets that are solved anew
-        monkeypatch.setattr(hamming, "_HEAVY", heavy)
+        monkeypatch.setattr(blocks, "_HEAVY", heavy)
         assert told(hashes, radius) == expected
 
 
@@ -73,7 +82,7 @@ def test_words_of_long_hashes_find_what_comparing_all_finds(monkeypatch: pytest.
     hashes = planted(np.random.default_rng(5), 500, 4, "random", 34)
     expected = all_with_all(hashes, 31)
     assert len(expected) > 100
-    monkeypatch.setattr(hamming, "_BRUTE_NS", 1e3)
+    monkeypatch.setattr(hamming, "BRUTE_NS", 1e3)
     assert told(hashes, 31) == expected
     assert told(hashes, 2) == all_with_all(hashes, 2)  # a radius below the number of words leaves one of them out
 

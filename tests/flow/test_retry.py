@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mmdata.errors import ConfigError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import Plan, load_plan
 from mmdata.shards import open_corpus, verify
+from tests.scores.small import rows
 
 NAMES = ("red", "green", "blue", "yellow", "black", "white")
 
@@ -176,6 +178,37 @@ def test_a_retry_that_was_killed_goes_on_with_its_own_round(tmp_path: Path, web:
                 "timeout_idle", "timeout_total", "too_slow"})
     ]  # fmt: skip
     assert {name for name in web.asked if name in (*NAMES, "gone")} < {"red", "blue", "black"}
+
+
+def test_a_recovered_block_is_matched_with_its_documents_texts_and_the_others_keep_their_values(
+    tmp_path: Path, web: Moody
+) -> None:
+    blocks: list[dict[str, str]] = [{"text": "a red bar"}, {"image": "red"}, {"text": "a blue bar"}, {"image": "blue"}]
+    line = {
+        "images": [f"http://pictures.test/{block['image']}.png" if "image" in block else None for block in blocks],
+        "texts": [block.get("text") for block in blocks],
+    }
+    plan_of(tmp_path)
+    (tmp_path / "list.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    (tmp_path / "catalog.yaml").write_text("entries:\n  x: {files: [list.jsonl], shape: documents}\n", encoding="utf-8")
+    text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
+    scored = "  - clip_score: {scorer: {fake: true}, embeddings: [image]}\n  - match_texts: {scorer: {fake: true}}\n"
+    (tmp_path / "plan.yaml").write_text(re.sub(r"  - measure\n.*\nsink.*\n", scored, text), encoding="utf-8")
+    names = ("position", "clip_match", "clip_match_before", "clip_match_after", "clip_match_position")
+    web.down = {"blue"}
+    go(load_plan(tmp_path / "plan.yaml"), tmp_path, web)
+    first = {row["position"]: row for row in rows(tmp_path / "run", *names)}
+    assert (first[1]["clip_match_before"] is None, first[3]["clip_match_before"]) == (False, None)
+    web.down = set()
+    retry_runner(str(tmp_path / "run"), None, allow(web)).execute(InlineExecutor(), quiet=True)
+    second = {row["position"]: row for row in rows(tmp_path / "run", *names)}
+    assert second[1] == first[1]
+    fresh = go(load_plan(tmp_path / "plan.yaml"), tmp_path / "fresh", web)
+    assert fresh.funnel["kept"] == 4
+    assert (
+        second[3]["clip_match_before"]
+        == {row["position"]: row for row in rows(tmp_path / "fresh/run", *names)}[3]["clip_match_before"]
+    )
 
 
 @pytest.mark.parametrize(("classes", "match"), [
