@@ -150,14 +150,21 @@ class Hashes:
         truth = np.load(self.home / "truth.npy")
         due = np.unique(truth.min(axis=1) * self.num + truth.max(axis=1))
         keys = self.keys()
-        mine = keys[np.isin(keys // self.num, truth_rows := np.load(self.home / "rows.npy")) | np.isin(keys % self.num, truth_rows)]
+        mine = keys[
+            np.isin(keys // self.num, truth_rows := np.load(self.home / "rows.npy")) | np.isin(keys % self.num, truth_rows)
+        ]
         if not np.array_equal(np.sort(mine), due):
             raise ValueError(f"{len(mine)} pairs of the sampled hashes were found, {len(due)} there are")
         return len(due)
 
     def sweep(self, configs: list[list[object]]) -> dict[str, Any]:
         """Try configurations of faiss over the sampled hashes."""
-        options = {"job": "binary", "rows": str(self.home / "rows.npy"), "truth": str(self.home / "truth.npy"), "configs": configs}
+        options = {
+            "job": "binary",
+            "rows": str(self.home / "rows.npy"),
+            "truth": str(self.home / "truth.npy"),
+            "configs": configs,
+        }
         return self._faiss(options)
 
     def peer(self, config: list[object], every: int) -> dict[str, Any]:
@@ -220,7 +227,9 @@ def fastest(name: str, hashes: Hashes, swept: dict[str, Any], scale: Scale, told
         found = hashes.peer(line["config"], every)
         if found["whole"]:
             if every > 1:
-                told.scaled.append(f"In `{name}` {found['asked']:,} of the hashes asked faiss, and the time of asking is scaled to all.")
+                told.scaled.append(
+                    f"In `{name}` {found['asked']:,} of the hashes asked faiss, and the time of asking is scaled to all."
+                )
             return Peer(f"{found['version']} {name_of(line['config'])}", line["config"], every, found)
         told.sweeps.append(f"{name_of(line['config'])} does not count: beyond the sampled hashes it missed pairs.")
     raise ValueError("no configuration found all pairs")
@@ -286,8 +295,12 @@ def growth(home: Path, sizes: tuple[int, ...], runs: int, told: Told) -> list[Re
     for num in sizes:
         hashes = Hashes(home, num, 4, 0)
         found = [hashes.ours() for _ in range(runs)]
-        lines.append(summary(f"growth_{num:.0e}".replace("e+0", "e"), ([run["seconds"] for run in found], [], []), (None, None), "s"))
-        told.growth.append(f"{num:,} hashes: {lines[-1].ours / num * 1e9:.0f} ns and {found[0]['peak_mib'] * 2**20 / num:.0f} bytes a hash")
+        lines.append(
+            summary(f"growth_{num:.0e}".replace("e+0", "e"), ([run["seconds"] for run in found], [], []), (None, None), "s")
+        )
+        told.growth.append(
+            f"{num:,} hashes: {lines[-1].ours / num * 1e9:.0f} ns and {found[0]['peak_mib'] * 2**20 / num:.0f} bytes a hash"
+        )
     return lines
 
 

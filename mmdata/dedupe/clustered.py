@@ -24,8 +24,9 @@ from mmdata.dedupe.lines import Lines
 from mmdata.dedupe.pairs import Pairs
 
 _BLOCK = 4096
-_PER_CLUSTER = 64  # vectors that k-means learns from, a cluster
-_ROUNDS = 8
+# Vectors that k-means learns from, a cluster, and its rounds: more of either takes longer than what it saves.
+_PER_CLUSTER, _ROUNDS = 32, 4
+_HELD = 1 << 20  # candidates that wait until they are computed anew, each once
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Clustering:
     """
 
     clusters: int | None = None
-    border: float = 0.5
-    visits: int = 16
+    border: float = 1.0
+    visits: int = 8
     checked: int = 512
     seed: int = 0
 
@@ -89,6 +90,8 @@ def centres_of(unit: Unit, num_clusters: int, seed: int = 0) -> np.ndarray:
 
     A centre that nothing is near stays where it is.
     """
+    from scipy.sparse import coo_array
+
     num_clusters = max(1, min(num_clusters, len(unit)))
     generator = np.random.Generator(np.random.Philox(seed))
     learnt = np.sort(generator.permutation(len(unit))[: num_clusters * _PER_CLUSTER])
@@ -96,11 +99,9 @@ def centres_of(unit: Unit, num_clusters: int, seed: int = 0) -> np.ndarray:
     centres = sample[np.sort(generator.permutation(len(sample))[:num_clusters])].copy()
     for _ in range(_ROUNDS if len(unit) else 0):
         of = np.concatenate([nearest.argmax(axis=1) for nearest in _products(sample, centres)])
-        order = np.argsort(of, kind="stable")
-        there, first = np.unique(of[order], return_index=True)
-        sums = np.add.reduceat(sample[order], first, axis=0)
+        sums = coo_array((np.ones(len(of), np.float32), (of, np.arange(len(of)))), (num_clusters, len(of))).tocsr() @ sample
         length = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres[there] = np.divide(sums, length, out=centres[there], where=length > 0)
+        centres = np.where(length > 0, sums / np.where(length > 0, length, 1), centres)
     return centres
 
 
@@ -133,9 +134,19 @@ def _visited(products: np.ndarray, of: np.ndarray, apart: np.ndarray, reach: flo
     rows = np.arange(len(of))
     plane = (products[rows, of][:, None] - products) / apart[of]
     plane[rows, of] = np.inf
-    near = np.argpartition(plane, visits - 1, axis=1)[:, :visits]
-    row, place = np.nonzero(np.take_along_axis(plane, near, axis=1) <= reach)
-    return row, near[row, place]
+    found = []
+    for _ in range(visits):  # a few times the least of all is quicker than the order of all
+        near = plane.argmin(axis=1)
+        here = np.flatnonzero(plane[np.arange(len(rows)), near] <= reach)
+        if not len(here):
+            break
+        found.append((rows[here], near[here]))
+        plane[here, near[here]] = np.inf
+        if len(here) < len(rows) // 2:
+            rows, plane = rows[here], plane[here]
+    none = np.zeros(0, np.int64)
+    row, house = (np.concatenate([none, *(part[side] for part in found)]) for side in (0, 1))
+    return row, house
 
 
 def reach_of(threshold: float, how: Clustering) -> float:
@@ -150,16 +161,34 @@ def num_clusters_of(how: Clustering, num: int) -> int:
 
 def pairs_in_clusters(unit: Unit, stays: Stays, threshold: float, screen: Screen, part: Part = WHOLE) -> Pairs:
     """Return the pairs of at least the threshold that meet in a part of the clusters; two may meet in several."""
-    found = Found(unit, threshold)
+    found, num = Found(unit, threshold), len(unit)
     homes, guests = (stays.members(guests=guests)[part[0] :: part[1]] for guests in (False, True))
+    held, waiting = [np.zeros(0, np.int64)], 0
     for home, guest in zip(homes, guests, strict=True):
-        if len(home):
-            _look(found, unit, (stays.vector_S[home], stays.vector_S[guest]), screen, threshold)
+        for left, right in _candidates(unit, (stays.vector_S[home], stays.vector_S[guest]), screen, threshold):
+            held.append(np.minimum(left, right) * num + np.maximum(left, right))
+            waiting += len(left)
+        if waiting > _HELD:
+            _settle(found, held, num)
+            held, waiting = [], 0
+    _settle(found, held, num)
     return found.pairs()
 
 
-def _look(found: Found, unit: Unit, there: tuple[np.ndarray, np.ndarray], screen: Screen, threshold: float) -> None:
+def _settle(found: Found, held: list[np.ndarray], num: int) -> None:
+    """Compute candidates anew: one that met in several clusters once, and neighbours in order, so that few vectors are read."""
+    if held:
+        keys = np.sort(np.concatenate(held))
+        keys = keys[np.diff(keys, prepend=-1) > 0]
+        found.add(keys // num, keys % num)
+
+
+def _candidates(
+    unit: Unit, there: tuple[np.ndarray, np.ndarray], screen: Screen, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     home, all_ = there[0], np.concatenate(there)
+    if not len(home):
+        return
     block = unit.rows(all_)
     bound = threshold - screen.margin(unit.dim)
     right = screen.load(block[: len(home)])
@@ -167,7 +196,7 @@ def _look(found: Found, unit: Unit, there: tuple[np.ndarray, np.ndarray], screen
         one, other = screen.hits(screen.load(block[start : start + screen.tall]), right, bound)
         one = one + start
         once = one > other  # guests come after the members of the house
-        found.add(all_[one[once]], home[other[once]])
+        yield all_[one[once]], home[other[once]]
 
 
 def pairs_checked(unit: Unit, threshold: float, how: Clustering, screen: Screen, part: Part = WHOLE) -> Pairs:
@@ -189,7 +218,8 @@ def measured(pairs: Pairs, truth: Pairs, num: int, how: Clustering) -> Looked:
     num_checked = len(_checked(num, how))
     if not len(truth):
         return Looked(pairs, None, num_checked, 0)
-    got = np.isin(truth.left_P * num + truth.right_P, pairs.left_P * num + pairs.right_P)
+    known, due = (np.append(some.left_P, num) * num + np.append(some.right_P, 0) for some in (pairs, truth))  # ascending
+    got = (known[np.searchsorted(known, due)] == due)[:-1]
     return Looked(pairs, float(got.mean()), num_checked, len(truth))
 
 

@@ -22,7 +22,8 @@ from mmdata.errors import PartitionError
 MAX_PAIRS = 100_000_000
 _TALL, _WIDE = 4096, 1024  # of a tile: it stays in a core's share of the cache until it has been looked at
 _GPU_SIDE = 16384
-_CHECKED = 1 << 24  # numbers of candidates that are gathered at once
+_CHECKED = 1 << 24  # numbers of candidates that are read at once
+_GATHERED = 256  # pairs whose numbers are multiplied at once: they stay in the cache
 # How far a product of unit vectors can be off: bfloat16 has 8 bits, so 2 * 2^-9 and a little; float32 sums D products.
 _BF16_ERR, _FP32_ERR = 4.2e-3, 2.0**-23
 
@@ -123,12 +124,19 @@ class Unit:
         found = np.empty(len(left_P), np.float64)
         at_once = max(1, _CHECKED // max(self.dim, 1) // 4)
         for start in range(0, len(left_P), at_once):
-            some = slice(start, start + at_once)
-            one, other = (np.asarray(self._given[side[some]], np.float64) for side in (left_P, right_P))
-            squares = (one * one).sum(axis=1) * (other * other).sum(axis=1)
-            good = np.isfinite(squares) & (squares > 0)
-            products = (np.where(good[:, None], one, 0.0) * np.where(good[:, None], other, 0.0)).sum(axis=1)
-            found[some] = np.divide(products, np.sqrt(squares), out=np.zeros_like(products), where=good)
+            pairs = np.stack([left_P[start : start + at_once], right_P[start : start + at_once]])
+            # A vector of many pairs is read once.
+            places, at = np.unique(pairs, return_inverse=True)
+            rows = np.asarray(self._given[places], np.float64)
+            squares = np.einsum("nd,nd->n", rows, rows)
+            bad = ~(np.isfinite(squares) & (squares > 0))
+            rows[bad], squares[bad] = 0.0, 1.0
+            one, other = at.reshape(pairs.shape)
+            products = np.empty(len(one))
+            for first in range(0, len(one), _GATHERED):
+                some = slice(first, first + _GATHERED)
+                products[some] = np.einsum("pd,pd->p", rows[one[some]], rows[other[some]])
+            found[start : start + at_once] = products / np.sqrt(squares[one] * squares[other])
         return found
 
 

@@ -126,8 +126,8 @@ class Clusters(Model):
     """
 
     clusters: Annotated[int, Field(ge=1)] | None = None
-    border: Annotated[float, Field(ge=0, le=1)] = 0.5
-    visits: Annotated[int, Field(ge=0)] = 16
+    border: Annotated[float, Field(ge=0, le=1)] = 1.0
+    visits: Annotated[int, Field(ge=0)] = 8
     checked: Annotated[int, Field(ge=0)] = 512
     seed: int = 0
 
