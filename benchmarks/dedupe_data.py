@@ -77,7 +77,8 @@ def _mixed(words: np.ndarray) -> np.ndarray:
     """Spread numbers over 64 bits, each to another (SplitMix64)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed: np.ndarray = words ^ (words >> np.uint64(31))
+    return mixed
 
 
 def hex_of(numbers: np.ndarray, salt: int) -> pa.Array:

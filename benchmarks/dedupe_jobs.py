@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _write(records: pa.Table, borders: list[int], scratch: str, number: int) -> 
     """Write one batch a bucket, as the engine does."""
     records = records.combine_chunks()
     with pa.ipc.new_file(f"{scratch}/{number}.arrow", records.schema) as writer:
-        for first, stop in zip(borders[:-1], borders[1:], strict=True):
+        for first, stop in pairwise(borders):
             some = records.slice(first, stop - first).to_batches()
             writer.write_batch(some[0] if some else pa.RecordBatch.from_pylist([], records.schema))
 

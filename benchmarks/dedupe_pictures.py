@@ -168,7 +168,7 @@ def edited(paths: Iterable[Path]) -> Iterator[Image.Image]:
 
 
 def real_vectors(num: int, threads: int = 2) -> np.ndarray:
-    """Return `num` embeddings by SSCD's small model, (num, 512) float16, of clip art, stamps, wallpapers and of twelve edits of each.
+    """Return embeddings by SSCD's small model, (num, 512) float16, of clip art, stamps, wallpapers and twelve edits of each.
 
     They are made once, some thousands at a time, and kept in the cache.
     """

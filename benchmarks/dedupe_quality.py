@@ -35,17 +35,19 @@ from mmdata.storage import digest_bytes, open_store
 RATE = 1e-3  # of pairs of different pictures that may be taken for copies
 MOST_PIXELS = 20_000_000  # of clip art that is decoded
 NOTES = """\
-**Edits.** {photos} photographs (GCompris', and the widest file of each wallpaper), at most 640 pixels long, each with {edits} edits of a fixed
-strength. A method has one threshold: the widest at which at most {rate:.1%} of the {pairs:,} pairs of an edit with *another* photograph are
-taken for copies. The first table gives the share of the edits that are found by their original at that threshold; the second
-what thresholds in common use give. *False* is the share of pairs of different photographs that are taken for copies.
+**Edits.** {photos} photographs (GCompris', and the widest file of each wallpaper), at most 640 pixels long, each with {edits}
+edits of a fixed strength. A method has one threshold: the widest at which at most {rate:.1%} of the {pairs:,} pairs of an
+edit with *another* photograph are taken for copies. The first table gives the share of the edits that are found by their
+original at that threshold; the second what thresholds in common use give. *False* is the share of pairs of different
+photographs that are taken for copies.
 
 pHash has 64 bits, PDQ 256; `+ views` also compares the hashes of the picture mirrored and turned by quarters, as `views` of
-`fingerprint` does. SSCD is the copy detection model of that name (512 numbers, a cosine). CLIP is the small one that ships with
-mmdata (128 numbers): no package carries the weights of a large one. Its place in the table is that of a model made for meaning, not for copies.
+`fingerprint` does. SSCD is the copy detection model of that name (512 numbers, a cosine). CLIP is the small one that ships
+with mmdata (128 numbers): no package carries the weights of a large one. Its place in the table is that of a model made for
+meaning, not for copies.
 
-**Wallpapers** are {papers} pairs of crops of one wallpaper (wide and upright), looked for among {files} files of {groups} wallpapers; a dark version
-is another picture, and is left out of what counts as false.
+**Wallpapers** are {papers} pairs of crops of one wallpaper (wide and upright), looked for among {files} files of {groups}
+wallpapers; a dark version is another picture, and is left out of what counts as false.
 
 **Exact copies.** {exact}
 """
@@ -184,17 +186,18 @@ def copies(paths: list[Path]) -> str:
     if wrong:
         raise ValueError(f"{wrong} pictures of equal `pixels` differ")
     said = [
-        f"Of {len(paths):,} files of openclipart {gone:,} are copies, byte for byte, in {len(groups)} groups. `dedupe` by `raw_sha256` drops "
-        f"those {gone:,} and no other: each by a keeper of its own group. {len(kept):,} of the {len(first):,} different files have at most "
-        f"{MOST_PIXELS // 10**6} million pixels and were decoded; by `pixels` {more:,} more are copies, each compared pixel by pixel with its keeper."
+        f"Of {len(paths):,} files of openclipart {gone:,} are copies, byte for byte, in {len(groups)} groups. "
+        f"`dedupe` by `raw_sha256` drops those {gone:,} and no other: each by a keeper of its own group. {len(kept):,} of the "
+        f"{len(first):,} different files have at most {MOST_PIXELS // 10**6} million pixels and were decoded; by `pixels` "
+        f"{more:,} more are copies, each compared pixel by pixel with its keeper."
     ]
     for radius in (0, 4):
         found = near_hashes(np.array(hashes, np.uint64), radius)
         unlike = sum(pixels[one] != pixels[other] for one, other in zip(found.left_P, found.right_P, strict=True))
         said.append(f"pHash within {radius} bits: {len(found):,} pairs, {unlike:,} of them of different pixels.")
     said.append(
-        "Nearly all of these are series of one symmetric drawing, such as stars with ever more points, which 64 low frequencies do not tell "
-        "apart: clip art needs `pixels` or a longer hash."
+        "Most of these are series of one symmetric drawing, such as stars with ever more points, which 64 low frequencies do not "
+        "tell apart: drawings need `pixels` or a longer hash."
     )
     return " ".join(said)
 
@@ -227,7 +230,7 @@ def decoded(datas: list[bytes]) -> tuple[list[int], list[str], list[int]]:
             image = decode(data)
         except RecordError:
             continue
-        row = work(Batch(pa.table({"_row": [0]}), [image]))  # type: ignore[operator]
+        row = work(Batch(pa.table({"_row": [0]}), [image]))
         kept.append(place)
         pixels.append(row.column("pixels")[0].as_py())
         hashes.append(row.column("phash")[0].as_py())
@@ -268,7 +271,8 @@ def main() -> None:
     counts = Counter(given.papers)
     notes = NOTES.format(
         photos=given.num, edits=len(EDITS), rate=RATE, pairs=len(EDITS) * given.num * (given.num - 1), files=len(given.papers),
-        papers=sum(num * (num - 1) // 2 for num in counts.values()), groups=len(counts), exact=copies(clip_art(links=True)[:most]),
+        papers=sum(num * (num - 1) // 2 for num in counts.values()), groups=len(counts),
+        exact=copies(clip_art(links=True)[:most]),
     )  # fmt: skip
     sys.stdout.write(page(lines, notes))
     if options.json is not None:

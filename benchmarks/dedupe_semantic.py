@@ -30,23 +30,23 @@ SHARE = 0.05  # of the tiles of the large set
 WANTED = 0.99
 NOTES = """\
 Lower is better; ours and the limit ran in turn in one process, the peer in one of its own, all on both cores. Vectors have
-{dim} numbers in float16, the last hundredth are copies of others with noise, of a cosine of about 0.9 to 1; pairs of at least {threshold} are
-looked for. *Limit* is the time that the products alone would take at the fp32 peak of the same moments: numpy's product of
-two squares of {side}, {peak}. Counted are the products of each pair once.
+{dim} numbers in float16, the last hundredth are copies of others with noise, of a cosine of about 0.9 to 1; pairs of at least
+{threshold} are looked for. *Limit* is the time that the products alone would take at the fp32 peak of the same moments:
+numpy's product of two squares of {side}, {peak}. Counted are the products of each pair once.
 
-**exact_N**: `near_vectors`. The mark is 80 % of the limit. **exact_N_some** is {share:.0%} of the tiles of the large set, memory-mapped
-from a file. {screens}
+**exact_N**: `near_vectors`. The mark is 80 % of the limit. **exact_N_some** is {share:.0%} of the tiles of the large set,
+memory-mapped from a file. {screens}
 
-**clustered**: `near_clustered` beside `near_vectors` over the same vectors; the ratio is how much faster it is, the mark 10 at a recall
-of {wanted}. Its time includes k-means and the measuring of its own recall. *Recall* here is against the exact pairs. *real* are {real}
-embeddings by a copy detection model (SSCD, its small form) of clip art, stamps, wallpapers and of twelve edits of each, at {real_threshold}.
-The table has the defaults; others, and what each run itself said of its recall:
+**clustered**: `near_clustered` beside `near_vectors` over the same vectors; the ratio is how much faster it is, the mark 10
+at a recall of {wanted}. Its time includes k-means and the measuring of its own recall. *Recall* here is against the exact
+pairs. *real* are {real} embeddings by a copy detection model (SSCD, its small form) of clip art, stamps, wallpapers and of
+twelve edits of each, at {real_threshold}. The table has the defaults; others, and what each run itself said of its recall:
 
 {borders}
 
 **faiss**: its exhaustive index (`range_search`), and an inverted file with the number of lists and probes that first reach a
-recall of {wanted}, over the planted vectors; the queries are {queries:,} of the vectors, and the time of asking is scaled to all.
-{faiss}
+recall of {wanted}, over the planted vectors; the queries are {queries:,} of the vectors, and the time of asking is scaled to
+all. {faiss}
 """
 
 
@@ -166,7 +166,8 @@ def clustered(name: str, given: np.ndarray, truth: Truth, told: Told, runs: int)
         said = "none" if looked.recall is None else f"{looked.recall:.4f}"
         seconds = statistics.median(mine)
         told.borders.append(
-            f"- `{name}` of {len(given):,}, border {how.border}, {how.visits} visits: {seconds:.2f} s, {truth.seconds / seconds:.1f} times, "
+            f"- `{name}` of {len(given):,}, border {how.border}, {how.visits} visits: {seconds:.2f} s, "
+            f"{truth.seconds / seconds:.1f} times, "
             f"recall {share:.4f} of {len(truth.pairs):,} pairs (it said {said} of {looked.num_pairs:,})"
         )
         if not lines:
@@ -224,7 +225,8 @@ def measured(home: Path, scale: Scale, *, quick: bool) -> tuple[list[Result], st
         lines += beside_faiss(home, given, pairs, (whole.ours, by_clusters.ours), told, scale.queries)
     rates = [rate / 1e9 for rate in told.peaks]
     notes = NOTES.format(
-        dim=DIM, threshold=THRESHOLD, side=scale.side, share=SHARE, wanted=WANTED, real_threshold=REAL_THRESHOLD, screens=told.screens, borders="\n".join(told.borders),
+        dim=DIM, threshold=THRESHOLD, side=scale.side, share=SHARE, wanted=WANTED, real_threshold=REAL_THRESHOLD,
+        screens=told.screens, borders="\n".join(told.borders),
         faiss=told.faiss, queries=scale.queries, real=f"{scale.real:,}",
         peak=f"{statistics.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})",
     )  # fmt: skip

@@ -18,12 +18,12 @@ import numpy as np
 from imagededup.handlers.search.retrieval import HashEval
 
 
-def distance(one, other):
+def distance(one: str, other: str) -> int:
     """Return in how many bits two hashes in hex differ, as the library's own function does it."""
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
-def main():
+def main() -> None:
     logging.disable(logging.CRITICAL)
     hashes = {f"{number}.jpg": f"{int(word):016x}" for number, word in enumerate(np.load(sys.argv[1]))}
     started = time.perf_counter()

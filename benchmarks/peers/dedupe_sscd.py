@@ -16,7 +16,7 @@ import onnxruntime
 SIDE, BATCH = 288, 16
 
 
-def main():
+def main() -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(sys.argv[3])
     session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
