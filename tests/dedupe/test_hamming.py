@@ -74,8 +74,10 @@ def test_blocks_find_what_comparing_all_finds(radius: int, monkeypatch: pytest.M
     assert len(expected) > 300
     monkeypatch.setattr(blocks, "BRUTE_NS", 100.0)  # at this size comparing all would be chosen
     for heavy in (2048, 20):  # buckets that are scanned, and buckets that are solved anew
-        monkeypatch.setattr(blocks, "_HEAVY", heavy)
-        assert told(hashes, radius) == expected
+        for few in (10, 1, 1000):  # words compared as they lie while many have a candidate, never, and to the end
+            monkeypatch.setattr(blocks, "_HEAVY", heavy)
+            monkeypatch.setattr(blocks, "_FEW", few)
+            assert told(hashes, radius) == expected
 
 
 def test_words_of_long_hashes_find_what_comparing_all_finds(monkeypatch: pytest.MonkeyPatch) -> None:
