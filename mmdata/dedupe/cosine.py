@@ -118,16 +118,21 @@ class Unit:
         """Return some of them, (n, D) float32."""
         return _unit(self._given[which]) if self._held is None else self._held[which]
 
-    def cosines(self, left_P: np.ndarray, right_P: np.ndarray) -> np.ndarray:
-        """Return the cosines of pairs, (P,) float64, of the numbers given; 0 where one has no direction."""
+    def cosines(self, left_P: np.ndarray, right_P: np.ndarray, other: "Unit | None" = None) -> np.ndarray:
+        """Return the cosines of pairs, (P,) float64, of the numbers given; 0 where one has no direction.
+
+        other   whose vectors `right_P` are places of, if not its own
+        """
+        theirs = self if other is None else other
         found = np.empty(len(left_P), np.float64)
         at_once = max(1, _CHECKED // max(self.dim, 1) // 4)
         for start in range(0, len(left_P), at_once):
             some = slice(start, start + at_once)
-            one, other = (np.asarray(self._given[side[some]], np.float64) for side in (left_P, right_P))
-            squares = (one * one).sum(axis=1) * (other * other).sum(axis=1)
+            one = np.asarray(self._given[left_P[some]], np.float64)
+            two = np.asarray(theirs._given[right_P[some]], np.float64)
+            squares = (one * one).sum(axis=1) * (two * two).sum(axis=1)
             good = np.isfinite(squares) & (squares > 0)
-            products = (np.where(good[:, None], one, 0.0) * np.where(good[:, None], other, 0.0)).sum(axis=1)
+            products = (np.where(good[:, None], one, 0.0) * np.where(good[:, None], two, 0.0)).sum(axis=1)
             found[some] = np.divide(products, np.sqrt(squares), out=np.zeros_like(products), where=good)
         return found
 

@@ -1,0 +1,92 @@
+"""What is kept of rows so that others can be compared with them later: hashes as they are, embeddings, digests of all else.
+
+Decided here: what is compared for being equal is kept as 128 bits of a SHA-256, and all of them count: of two different texts
+or urls to be taken for one, 10^18 others would have to be there. Texts themselves are not kept. Null and empty are nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.dedupe.alike import hashes_in
+from mmdata.dedupe.exact import column_of, values_of
+from mmdata.dedupe.lines import Lines
+from mmdata.errors import ConfigError
+from mmdata.schema import is_embedding
+from mmdata.shards.reference import ColumnFacts, Items
+
+_DIGEST = pa.binary(16)
+_HEX_DIGESTS = ("raw_sha256", "sha256", "pixels")  # of these the first 32 digits are the digest
+_HEX_HASHES = ("pdq",)
+_WORD = 64
+
+
+def is_hash(name: str, kind: pa.DataType) -> bool:
+    """Say whether a column holds hashes of a look: numbers of 64 bits, `pdq`, or lists of hashes."""
+    return bool(pa.types.is_uint64(kind) or pa.types.is_list(kind) or (name in _HEX_HASHES and pa.types.is_string(kind)))
+
+
+def facts_of(name: str, fields: dict[str, pa.Field], makers: dict[str, dict[str, object]]) -> ColumnFacts:
+    """Return what a reference says of a column: what it holds, and by which model it was made."""
+    if column_of(name) not in fields:
+        raise ConfigError(f"a reference of `{name}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
+    column, maker = fields[column_of(name)], makers.get(column_of(name), {})
+    told = {key.decode(): value.decode() for key, value in (column.metadata or {}).items()}
+    meaning = told.get("meaning", "as the source has it")
+    if is_embedding(column.type):
+        model, weights = maker.get("model"), maker.get("weights", [])
+        named = {"model": None if model is None else str(model), "weights": [str(item) for item in weights]}  # type: ignore[attr-defined]
+        return ColumnFacts(kind="embedding", width=column.type.list_size, meaning=meaning, **named)  # type: ignore[arg-type]
+    if name == column.name and is_hash(name, column.type):
+        item = column.type.value_type if pa.types.is_list(column.type) else column.type
+        return ColumnFacts(kind="hash", width=1 if pa.types.is_uint64(item) else 4, meaning=meaning)
+    return ColumnFacts(kind="digest", width=2, meaning=f"128 bits of the SHA-256 of {name}: {meaning}")
+
+
+def kept_column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return what is kept of a column, row by row: hashes and embeddings as they are, of all else 16 bytes."""
+    kind = table.schema.field(column_of(name)).type
+    if is_embedding(kind) or (name == column_of(name) and is_hash(name, kind)):
+        return table.column(name)
+    values = values_of(table, name)
+    if name in _HEX_DIGESTS:
+        found = [None if not value else bytes.fromhex(value[:32]) for value in values.to_pylist()]
+    else:
+        found = [None if not value else hashlib.sha256(value.encode()).digest()[:16] for value in values.cast(pa.string()).to_pylist()]
+    return pa.chunked_array([pa.array(found, _DIGEST)])
+
+
+def kept_type(name: str, fields: dict[str, pa.Field]) -> pa.DataType:
+    """Return the type of what `kept_column` gives."""
+    kind = fields[column_of(name)].type
+    return kind if is_embedding(kind) or (name == column_of(name) and is_hash(name, kind)) else _DIGEST
+
+
+def items_of(column: pa.ChunkedArray, facts: ColumnFacts) -> Items:
+    """Return the items of what `kept_column` gave, and whose they are; raise ConfigError for hashes of another length."""
+    if is_embedding(column.type):
+        there = column.is_valid()
+        return Items(Lines(column.filter(there))[:], np.flatnonzero(there.to_numpy()))
+    if column.type == _DIGEST:
+        return Items(*_digests(column))
+    values, owner = hashes_in(column)
+    if len(values) and values.shape[1] != facts.width:
+        raise ConfigError(
+            f"hashes of {values.shape[1] * _WORD} bits cannot be compared with those of {facts.width * _WORD}",
+            hint="compare columns that the same kind of `fingerprint` wrote",
+        )
+    return Items(values if len(values) else np.zeros((0, facts.width), np.uint64), owner)
+
+
+def _digests(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    there = column.is_valid().to_numpy()
+    data = b"".join(value for value in column.to_pylist() if value is not None)
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2), np.flatnonzero(there)
+
+
+def columns_kept(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return whose rows they are and what is kept of them: `sample_id`, `position`, then the columns."""
+    told = {name: table.column(name) for name in ("sample_id", "position")}
+    return pa.table(told | {name: kept_column(table, name) for name in names})
