@@ -19,7 +19,7 @@ from mmdata.shards.reference import ColumnFacts, Items
 
 _DIGEST = pa.binary(16)
 _HEX_DIGESTS = ("raw_sha256", "sha256", "pixels")  # of these the first 32 digits are the digest
-_HEX_HASHES = ("pdq",)
+_HEX_HASHES, _PDQ_WORDS = ("pdq",), 4
 _WORD = 64
 
 
@@ -28,21 +28,39 @@ def is_hash(name: str, kind: pa.DataType) -> bool:
     return bool(pa.types.is_uint64(kind) or pa.types.is_list(kind) or (name in _HEX_HASHES and pa.types.is_string(kind)))
 
 
-def facts_of(name: str, fields: dict[str, pa.Field], makers: dict[str, dict[str, object]]) -> ColumnFacts:
-    """Return what a reference says of a column: what it holds, and by which model it was made."""
-    if column_of(name) not in fields:
-        raise ConfigError(f"a reference of `{name}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
-    column, maker = fields[column_of(name)], makers.get(column_of(name), {})
-    told = {key.decode(): value.decode() for key, value in (column.metadata or {}).items()}
-    meaning = told.get("meaning", "as the source has it")
-    if is_embedding(column.type):
-        model, weights = maker.get("model"), maker.get("weights", [])
-        named = {"model": None if model is None else str(model), "weights": [str(item) for item in weights]}  # type: ignore[attr-defined]
-        return ColumnFacts(kind="embedding", width=column.type.list_size, meaning=meaning, **named)  # type: ignore[arg-type]
-    if name == column.name and is_hash(name, column.type):
-        item = column.type.value_type if pa.types.is_list(column.type) else column.type
-        return ColumnFacts(kind="hash", width=1 if pa.types.is_uint64(item) else 4, meaning=meaning)
-    return ColumnFacts(kind="digest", width=2, meaning=f"128 bits of the SHA-256 of {name}: {meaning}")
+def facts_of(name: str, kind: pa.DataType) -> ColumnFacts:
+    """Return what a reference says of a column by the type of what is kept of it."""
+    if is_embedding(kind):
+        return ColumnFacts(kind="embedding", width=kind.list_size)
+    if kind == _DIGEST:
+        return ColumnFacts(kind="digest", width=2)
+    item = kind.value_type if pa.types.is_list(kind) else kind
+    return ColumnFacts(kind="hash", width=1 if pa.types.is_uint64(item) else _PDQ_WORDS)
+
+
+def described(name: str, facts: ColumnFacts, meanings: dict[str, str], makers: dict[str, dict[str, object]]) -> ColumnFacts:
+    """Return it with what the column means and, of an embedding, the model that made it; both by the column's name."""
+    meaning, maker = meanings.get(column_of(name), "as the source has it"), makers.get(column_of(name), {})
+    if facts.kind == "digest":
+        meaning = f"128 bits of the SHA-256 of {name}: {meaning}"
+    told = {"meaning": meaning} if facts.kind != "embedding" else {"meaning": meaning, **model_of(maker)}
+    return facts.model_copy(update=told)
+
+
+def model_of(maker: dict[str, object]) -> dict[str, object]:
+    """Return name and weights of the model of a stage that makes columns, as `Plan.makers` tells of it."""
+    weights = maker.get("weights", [])
+    return {"model": maker.get("model"), "weights": list(weights) if isinstance(weights, list) else []}
+
+
+def check_kept(names: Sequence[str], fields: dict[str, pa.Field]) -> None:
+    """Raise ConfigError for columns that no stage writes, or of which nothing can be kept."""
+    for name in names:
+        if column_of(name) not in fields:
+            raise ConfigError(f"a reference of `{name}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
+        kind = fields[column_of(name)].type
+        if pa.types.is_struct(kind) or (pa.types.is_list(kind) and not (pa.types.is_uint64(kind.value_type) or kind.value_type == pa.string())):
+            raise ConfigError(f"a reference of `{name}`, which is {kind}", hint="keep hashes, embeddings, texts or numbers")
 
 
 def kept_column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -58,17 +76,14 @@ def kept_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(found, _DIGEST)])
 
 
-def kept_type(name: str, fields: dict[str, pa.Field]) -> pa.DataType:
-    """Return the type of what `kept_column` gives."""
-    kind = fields[column_of(name)].type
-    return kind if is_embedding(kind) or (name == column_of(name) and is_hash(name, kind)) else _DIGEST
-
-
 def items_of(column: pa.ChunkedArray, facts: ColumnFacts) -> Items:
-    """Return the items of what `kept_column` gave, and whose they are; raise ConfigError for hashes of another length."""
+    """Return the items of what `kept_column` gave, and whose they are: vectors as `Lines`.
+
+    Raises ConfigError for hashes of another length.
+    """
     if is_embedding(column.type):
         there = column.is_valid()
-        return Items(Lines(column.filter(there))[:], np.flatnonzero(there.to_numpy()))
+        return Items(Lines(column.filter(there)), np.flatnonzero(there.to_numpy()))
     if column.type == _DIGEST:
         return Items(*_digests(column))
     values, owner = hashes_in(column)

@@ -21,9 +21,9 @@ from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.task import Job
-from mmdata.engine.view import PartitionView, source_rows
+from mmdata.engine.view import PartitionView, result_fields, source_rows
 from mmdata.plan import Step
-from mmdata.schema import OUTCOME, REASON, ROW
+from mmdata.schema import OUTCOME, ROW
 from mmdata.stages.passes import Judge
 from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Split, WorkerContext
 

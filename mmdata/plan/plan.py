@@ -187,6 +187,7 @@ class Plan(Model):
         _ = self.segments
         for stage in self.stages:
             stage.weights()  # refuses models that do not exist
+            stage.check_makers(self.makers)
         if self.sink is not None and PAYLOAD_COLUMN in self.sink.reads(self.fields):
             self._check_media()
 

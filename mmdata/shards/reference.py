@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,7 @@ from mmdata.storage import LocalStore, Store, digest_bytes, digest_file, open_st
 
 REFERENCE = "reference.json"
 FOLDER = "reference"
+FACTS_FILE = f"{FOLDER}/{REFERENCE}"
 VERSION = 1
 _ID, _POSITION = "ids", "positions"
 _WHERE = ("", f"{FOLDER}/", f"corpus/{FOLDER}/")
@@ -83,10 +84,10 @@ class ReferenceFacts(_Facts):
 class Items:
     """What one column keeps of some rows.
 
-    values   (M, W) uint64 or (M, D) float16        owner_M  (M,) int64, the row of each, ascending
+    values   (M, W) uint64 or (M, D) float16, or what can be cut like these     owner_M  (M,) int64, the row of each, ascending
     """
 
-    values: np.ndarray
+    values: Any
     owner_M: np.ndarray
 
 
@@ -112,7 +113,7 @@ def write_part(store: Store, folder: str, number: int, names: tuple[list[str], n
 
 def _arrays(name: str, items: Items, num_rows: int) -> dict[str, np.ndarray]:
     plain = len(items.owner_M) == num_rows and bool((items.owner_M == np.arange(num_rows)).all())
-    return {name: items.values, **({} if plain else {f"{name}.rows": items.owner_M.astype(np.int32)})}
+    return {name: items.values[:], **({} if plain else {f"{name}.rows": items.owner_M.astype(np.int32)})}
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -149,7 +150,7 @@ def finish_reference(store: Store, folder: str, facts: ReferenceFacts, digests: 
         parts.setdefault(int(number), {})[known[slug]] = FileFacts(file=file, bytes=size, sha256=sha256)
     told = [PartFacts(rows=_num_rows(store, f"{folder}/{FOLDER}", part), files=part) for _, part in sorted(parts.items())]
     data = _sealed(facts.model_copy(update={"rows": sum(part.rows for part in told), "parts": told}))
-    store.create_same(f"{folder}/{FOLDER}/{REFERENCE}", data)
+    store.create_same(f"{folder}/{FACTS_FILE}", data)
     return digest_bytes(data)
 
 

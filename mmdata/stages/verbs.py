@@ -181,6 +181,9 @@ class Stage(Definition):
     def check(self, fields: dict[str, pa.Field]) -> None:
         """Raise ConfigError where its fields do not fit the columns that there are."""
 
+    def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
+        """Raise ConfigError where a column was made by another model than it must be; `makers` as in `Plan.makers`."""
+
     def located(self, home: Path) -> "Stage":
         """Return itself with the paths of its files made absolute from `home`: workers may stand in another folder."""
         return self

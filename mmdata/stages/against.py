@@ -1,0 +1,150 @@
+"""Judge rows by whether an earlier corpus holds them, or nearly."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mmdata.dedupe.cross import CHUNK, Asking, Nearest
+from mmdata.dedupe.kept import items_of
+from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
+from mmdata.shards.reference import Reference
+from mmdata.stages.comparing import REASONS, Comparing, Comparison, by_rows, names_of
+from mmdata.stages.passes import Pass, Scatter, Share
+from mmdata.stages.verbs import GlobalFilter, Resources
+
+_BASE = (PARTITION, ROW)
+_FOUND = pa.schema([
+    pa.field("at", pa.int64()), pa.field("way", pa.int32()), pa.field("of", pa.int32()), pa.field("place", pa.int64()),
+    pa.field("distance", pa.float32()),
+])  # fmt: skip
+_PART_BITS = 32  # a place in a reference is the number of its part, then that of its row
+_BYTES = 256 << 20  # of vectors of the past that are looked at together
+
+
+class Against(Comparing, GlobalFilter):
+    """Drop rows that one of some earlier corpora holds: by equal values, hashes, embeddings or words.
+
+    references  folders of corpora with `shards: {reference: [...]}`, or references by themselves
+    by          `raw_sha256`, `pixels`, `folded(text)`, `normal(url)` ...: one that is equal is enough. Empty texts equal nothing
+    likeness    hashes that differ in few bits
+    semantic    embeddings of at least a cosine
+
+    A verdict names the sample of the past, and how far it is: bits, or one minus the cosine. The new rows are held (about 20
+    bytes a hash and choice of blocks, at most 1 GiB at a time), the past streams by: each task looks at its share of the
+    parts of all references, memory-mapped, once.
+    """
+
+    name: ClassVar[str] = "against"
+    not_in_key: ClassVar[set[str]] = {"resources", "references"}  # paths: what lies there is in `inputs`
+
+    resources: Resources = Resources(memory_mib=8192, call_s=3600)
+
+    def reads(self) -> tuple[str, ...]:
+        """Read what is compared."""
+        return self.compared()
+
+    def reasons(self) -> tuple[str, ...]:
+        """Return one for each method."""
+        return tuple(_reason(method) for method in range(len(REASONS)))
+
+    def inputs(self) -> tuple[str, ...]:
+        """Return the digests of the references."""
+        return self.digests()
+
+    def check(self, fields: dict[str, pa.Field]) -> None:
+        """Refuse references without what is compared."""
+        self.check_references(fields)
+
+    def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
+        """Refuse embeddings of two models."""
+        self.check_models(makers, self.name)
+
+    def located(self, home: Path) -> "Against":
+        """Return itself with absolute paths."""
+        return self.model_copy(update={"references": self.moved(home)})
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Bring together what is compared; share the past; choose."""
+        return (Scatter(self._prepare), Share(self._find), Share(self._choose, most=1))
+
+    def _prepare(self, table: pa.Table) -> pa.Table:
+        kept = {f"_by{place}": way.kept(table) for place, way in enumerate(self.comparisons())}
+        return pa.table({name: table.column(name) for name in _BASE} | kept)
+
+    def _find(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+        tables = [_FOUND.empty_table()]
+        for place, way in enumerate(self.comparisons()):
+            nearest = _nearest(way, rows.column(f"_by{place}"), self.opened(), (part, parts))
+            at = nearest.met
+            columns = [at, np.full(len(at), place, np.int32), nearest.of_N[at], nearest.place_N[at], nearest.distance_N[at]]
+            tables.append(pa.table(columns, schema=_FOUND))
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _choose(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+        assert found is not None
+        at, way, of, place, distance = (found.column(name).to_numpy() for name in _FOUND.names)
+        order = np.lexsort((place, of, distance, way, at))
+        first = np.ones(len(order), bool)
+        first[1:] = at[order][1:] != at[order][:-1]
+        order = order[first]
+        numbers = [rows.column(name).to_numpy()[at[order]] for name in (ROW, PARTITION)]
+        order = order[np.lexsort(numbers)]
+        names = names_of(self.opened(), of[order], place[order] >> _PART_BITS, place[order] & ((1 << _PART_BITS) - 1))
+        reasons = [_reason(self.comparisons()[number].method) for number in way[order]]
+        where = pa.array(at[order])
+        columns = [
+            rows.column(PARTITION).take(where), rows.column(ROW).take(where), pa.array(reasons, pa.string()),
+            pa.array([name for name, _ in names], pa.string()), pa.array([position for _, position in names], pa.int32()),
+            pa.array(distance[order]),
+        ]  # fmt: skip
+        return pa.table(columns, schema=pa.schema([pa.field(PARTITION, pa.int64()), *VERDICT_FIELDS]))
+
+
+def _reason(method: int) -> str:
+    return "in_past" if method == 0 else REASONS[method].replace("near", "near_past", 1)
+
+
+class _Chunk(NamedTuple):
+    """Items of neighbouring parts of a reference: its number, their values, and the place of each one's row."""
+
+    of: int
+    values: Any
+    place_M: np.ndarray
+
+
+def _nearest(way: Comparison, column: pa.ChunkedArray, references: tuple[Reference, ...], share: tuple[int, int]) -> Nearest:
+    """Return for each row what is nearest in a share of the past."""
+    facts = references[0].column(way.column(references[0]))
+    items = items_of(column, facts)
+    once = way.once(items.values)
+    nearest = Nearest(len(once.values))
+    total = sum(reference.facts.rows for reference in references) // share[1] + 1
+    for index in way.indexes(once.values, Asking(total), None) if len(once.values) else ():
+        for chunk in _chunks(way, references, share):
+            others = way.once(chunk.values)
+            met = index.near(others.values)
+            first = np.full(len(others.values), np.iinfo(np.int64).max)
+            np.minimum.at(first, others.of_M, chunk.place_M)
+            nearest.add(met.held_M, chunk.of, first[met.asked_M], met.distance_M)
+    return by_rows(nearest, once, items.owner_M, len(column))
+
+
+def _chunks(way: Comparison, references: tuple[Reference, ...], share: tuple[int, int]) -> Iterator[_Chunk]:
+    """Yield the parts of a share: small ones together, large ones in pieces, some millions of items or 256 MiB at a time."""
+    for number, reference in enumerate(references):
+        values: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        for part in range(share[0], len(reference.facts.parts), share[1]):
+            items = reference.items(part, way.column(reference))
+            size = max(1, min(CHUNK, _BYTES // max(1, items.values[:1].nbytes)))
+            for start in range(0, len(items.owner_M), size):
+                values.append(items.values[start : start + size])
+                places.append(part << _PART_BITS | items.owner_M[start : start + size])
+                if sum(map(len, places)) >= size:
+                    yield _Chunk(number, np.concatenate(values), np.concatenate(places))
+                    values, places = [], []
+        if values:
+            yield _Chunk(number, np.concatenate(values), np.concatenate(places))
