@@ -75,6 +75,7 @@ def dropped(stage: GlobalFilter, parts: list[pa.Table]) -> dict[int, str]:
         scatter = passes[0]
         assert isinstance(scatter, Scatter)
         assert isinstance(last, Gather)
+        assert scatter.bucket is not None
         records = pa.concat_tables([scatter.prepare(part) for part in parts])
         where = scatter.bucket(records, 3)
         verdicts = [last.work(records.filter(pa.array(where == bucket))) for bucket in range(3)]

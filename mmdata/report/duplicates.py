@@ -221,11 +221,12 @@ def write_groups(path: Path, url: str, groups: list[CopyGroup]) -> None:
 
 
 def _section(group: CopyGroup, store: Store, jail: Jail) -> Section:
-    cards = [] if group.reference else [_card(group.keeper, "stays", store, jail)]
+    cards = [] if group.reference else [_card(group.keeper, f"stays · {_named(group)}", store, jail)]
     cards += [_card(copy.row, evidence(copy), store, jail) for copy in group.copies]
     more = group.num - len(group.copies)
     tail = f"<p>{escape(f'and {more:,} more')}" if more else ""
-    return Section(f"{_named(group)} · {group.num:,}", cards_html(cards) + tail)
+    title = _named(group) if group.reference else _words(group.keeper)
+    return Section(f"{group.num:,} {'copy' if group.num == 1 else 'copies'} of {title}", cards_html(cards) + tail)
 
 
 def _card(row: Shown, why: str, store: Store, jail: Jail) -> Card:

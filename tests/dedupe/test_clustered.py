@@ -40,6 +40,7 @@ def test_the_recall_told_is_the_share_found() -> None:
     looked = near_clustered(vectors, 0.85, Clustering(40, border=0.0, checked=400), NUMPY)
     assert pairs_of(looked.pairs) < exact
     assert looked.recall == pytest.approx(len(looked.pairs) / len(exact))
+    assert looked.recall is not None
     assert 0.2 < looked.recall < 0.98
     assert str(looked).endswith(f"measured on 400 vectors: recall {looked.recall:.4f} of {len(exact)} pairs")
 

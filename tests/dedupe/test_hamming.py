@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdata.dedupe import hamming
+from mmdata.dedupe import blocks, hamming
 from mmdata.dedupe.hamming import chance_links, collapse, near_hashes, near_values
 from mmdata.errors import PartitionError
 
@@ -72,9 +72,9 @@ def test_blocks_find_what_comparing_all_finds(radius: int, monkeypatch: pytest.M
     hashes = np.concatenate([planted(rng, 500, 1, kind, radius)[:, 0] for kind in ("random", "alike")])
     expected = all_with_all(hashes, radius)
     assert len(expected) > 300
-    monkeypatch.setattr(hamming, "_BRUTE_NS", 100.0)  # at this size comparing all would be chosen
+    monkeypatch.setattr(blocks, "BRUTE_NS", 100.0)  # at this size comparing all would be chosen
     for heavy in (2048, 20):  # buckets that are scanned, and buckets that are solved anew
-        monkeypatch.setattr(hamming, "_HEAVY", heavy)
+        monkeypatch.setattr(blocks, "_HEAVY", heavy)
         assert told(hashes, radius) == expected
 
 
@@ -82,7 +82,7 @@ def test_words_of_long_hashes_find_what_comparing_all_finds(monkeypatch: pytest.
     hashes = planted(np.random.default_rng(5), 500, 4, "random", 34)
     expected = all_with_all(hashes, 31)
     assert len(expected) > 100
-    monkeypatch.setattr(hamming, "_BRUTE_NS", 1e3)
+    monkeypatch.setattr(hamming, "BRUTE_NS", 1e3)
     assert told(hashes, 31) == expected
     assert told(hashes, 2) == all_with_all(hashes, 2)  # a radius below the number of words leaves one of them out
 
