@@ -78,7 +78,7 @@ def hits(texts: pa.ChunkedArray, grams: Grams) -> tuple[np.ndarray, np.ndarray]:
     text_M, place_M = runs.text_S()[met], place_S[met]
     num_N = runs.num_N()
     share = np.bincount(text_M, minlength=len(num_N)) / np.maximum(num_N, 1)
-    return _most_met(text_M, place_M, len(num_N)), share.astype(np.float32)
+    return most_met(text_M, place_M, len(num_N)), share.astype(np.float32)
 
 
 def _places(hash_S: np.ndarray, grams: Grams) -> np.ndarray:
@@ -94,7 +94,8 @@ def _places(hash_S: np.ndarray, grams: Grams) -> np.ndarray:
     return place_S
 
 
-def _most_met(text_M: np.ndarray, place_M: np.ndarray, num: int) -> np.ndarray:
+def most_met(text_M: np.ndarray, place_M: np.ndarray, num: int) -> np.ndarray:
+    """Return the place that each of `num` texts meets most often, the first of several, (N,) int64; -1 where it meets none."""
     """Return the place that each of `num` texts meets most often, (N,) int64; of several the first, -1 for none."""
     num_places = int(place_M.max(initial=0)) + 1
     both, count = np.unique(text_M * num_places + place_M, return_counts=True)

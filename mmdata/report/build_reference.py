@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmdata.dedupe.exact import column_of
-from mmdata.dedupe.kept import check_kept, columns_kept, described, facts_of, items_of
+from mmdata.dedupe.kept import check_kept, columns_kept, described, facts_of, items_of, source_of
 from mmdata.engine import Executor, Runner, RunResult
 from mmdata.errors import ConfigError, RunError
 from mmdata.models.spec import OpenClip, ScorerSpec
@@ -87,7 +86,7 @@ class EvalSet:
 
     def plan(self, source: Source, columns: Sequence[str]) -> Plan:
         """Return the plan that makes the columns."""
-        bases = {column_of(name).removesuffix("_views") for name in columns}
+        bases = {source_of(name).removesuffix("_views") for name in columns}
         stages: list[Stage] = [Measure()]
         if kinds := tuple(kind for kind in _LOOKS if kind in bases):
             views = ("flip",) if any(name.endswith("_views") for name in columns) else ()
@@ -157,7 +156,7 @@ def _from_tables(given: EvalSet, out: str, columns: Sequence[str]) -> None:
         digests |= write_part(store, ".", number, names, items)
         number += 1
     model = {"model": given.model, "weights": [] if given.weights is None else [given.weights]}
-    made = {name: described(name, facts_of(name, kept.field(name).type), {}, {column_of(name): model}) for name in columns}
+    made = {name: described(name, facts_of(name, kept.field(name).type), {}, {source_of(name): model}) for name in columns}
     facts = ReferenceFacts(name=given.name, rows=0, licences={Path(given.path).name: given.licence}, columns=made, parts=[])
     finish_reference(store, ".", facts, digests)
     _publish(f"{out}/{HOME}", out)
@@ -166,7 +165,7 @@ def _from_tables(given: EvalSet, out: str, columns: Sequence[str]) -> None:
 def _tables(given: EvalSet, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield the rows of parquet files, some at a time, under the names of columns, each with an id."""
     for path in given.parquets():
-        wanted = {column_of(name): column_of(name) for name in columns}
+        wanted = {source_of(name): source_of(name) for name in columns}
         if "text" in wanted and (text := given.text_column(path)) is not None:
             wanted["text"] = text
         file, first = pq.ParquetFile(path), 0

@@ -11,11 +11,12 @@ from mmdata.dedupe.cross import CHUNK, Asking, Nearest
 from mmdata.dedupe.kept import items_of
 from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
 from mmdata.shards.reference import Reference
-from mmdata.stages.comparing import REASONS, Comparing, Comparison, by_rows, names_of
+from mmdata.stages.comparing import REASONS, Comparing, Comparison, Once, names_of
 from mmdata.stages.passes import Pass, Scatter, Share
 from mmdata.stages.verbs import GlobalFilter, Resources
 
 _BASE = (PARTITION, ROW)
+# Of values of the new rows, each once: which, in which comparison; number and place of what is nearest in a share of the past.
 _FOUND = pa.schema([
     pa.field("at", pa.int64()), pa.field("way", pa.int32()), pa.field("of", pa.int32()), pa.field("place", pa.int64()),
     pa.field("distance", pa.float32()),
@@ -31,8 +32,9 @@ class Against(Comparing, GlobalFilter):
     by          `raw_sha256`, `pixels`, `folded(text)`, `normal(url)` ...: one that is equal is enough. Empty texts equal nothing
     likeness    hashes that differ in few bits
     semantic    embeddings of at least a cosine
+    texts       texts of whose runs of words a share is in the past: `runs8(text)` of the references
 
-    A verdict names the sample of the past, and how far it is: bits, or one minus the cosine. The new rows are held (about 20
+    A verdict names the sample of the past, and how far it is: bits, or one minus the cosine or the share. The new rows are held (about 20
     bytes a hash and choice of blocks, at most 1 GiB at a time), the past streams by: each task looks at its share of the
     parts of all references, memory-mapped, once.
     """
@@ -77,28 +79,40 @@ class Against(Comparing, GlobalFilter):
     def _find(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
         tables = [_FOUND.empty_table()]
         for place, way in enumerate(self.comparisons()):
-            nearest = _nearest(way, rows.column(f"_by{place}"), self.opened(), (part, parts))
+            values, _ = self._values(rows, place)
+            nearest = _nearest(way, values, self.opened(), (part, parts))
             at = nearest.met
             columns = [at, np.full(len(at), place, np.int32), nearest.of_N[at], nearest.place_N[at], nearest.distance_N[at]]
             tables.append(pa.table(columns, schema=_FOUND))
         return pa.concat_tables(tables).combine_chunks()
 
+    def _values(self, rows: pa.Table, place: int) -> tuple[Once, np.ndarray]:
+        """Return the values of a comparison, and the row of each item."""
+        way, reference = self.comparisons()[place], self.opened()[0]
+        items = items_of(rows.column(f"_by{place}"), reference.column(way.column(reference)))
+        return way.once(items.values), items.owner_M
+
     def _choose(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
         assert found is not None
-        at, way, of, place, distance = (found.column(name).to_numpy() for name in _FOUND.names)
-        order = np.lexsort((place, of, distance, way, at))
-        first = np.ones(len(order), bool)
-        first[1:] = at[order][1:] != at[order][:-1]
-        order = order[first]
-        numbers = [rows.column(name).to_numpy()[at[order]] for name in (ROW, PARTITION)]
-        order = order[np.lexsort(numbers)]
-        names = names_of(self.opened(), of[order], place[order] >> _PART_BITS, place[order] & ((1 << _PART_BITS) - 1))
-        reasons = [_reason(self.comparisons()[number].method) for number in way[order]]
-        where = pa.array(at[order])
+        place_N, way_N = np.full(rows.num_rows, -1, np.int64), np.full(rows.num_rows, -1)
+        of_N, distance_N = np.full(rows.num_rows, -1), np.zeros(rows.num_rows, np.float32)
+        for place, way in enumerate(self.comparisons()):
+            values, owner_M = self._values(rows, place)
+            nearest = Nearest(len(values.values))
+            told = found.filter(pa.array(found.column("way").to_numpy() == place))
+            nearest.add(*(told.column(name).to_numpy() for name in ("at", "of", "place", "distance")))
+            mine = way.by_rows(nearest, values, owner_M, rows.num_rows)
+            fresh = mine.met[way_N[mine.met] < 0]
+            way_N[fresh], of_N[fresh], place_N[fresh] = place, mine.of_N[fresh], mine.place_N[fresh]
+            distance_N[fresh] = mine.distance_N[fresh]
+        out = np.flatnonzero(way_N >= 0)
+        out = out[np.lexsort([rows.column(name).to_numpy()[out] for name in (ROW, PARTITION)])]
+        names = names_of(self.opened(), of_N[out], place_N[out] >> _PART_BITS, place_N[out] & ((1 << _PART_BITS) - 1))
+        reasons = [_reason(self.comparisons()[number].method) for number in way_N[out]]
         columns = [
-            rows.column(PARTITION).take(where), rows.column(ROW).take(where), pa.array(reasons, pa.string()),
+            rows.column(PARTITION).take(pa.array(out)), rows.column(ROW).take(pa.array(out)), pa.array(reasons, pa.string()),
             pa.array([name for name, _ in names], pa.string()), pa.array([position for _, position in names], pa.int32()),
-            pa.array(distance[order]),
+            pa.array(distance_N[out]),
         ]  # fmt: skip
         return pa.table(columns, schema=pa.schema([pa.field(PARTITION, pa.int64()), *VERDICT_FIELDS]))
 
@@ -115,21 +129,18 @@ class _Chunk(NamedTuple):
     place_M: np.ndarray
 
 
-def _nearest(way: Comparison, column: pa.ChunkedArray, references: tuple[Reference, ...], share: tuple[int, int]) -> Nearest:
-    """Return for each row what is nearest in a share of the past."""
-    facts = references[0].column(way.column(references[0]))
-    items = items_of(column, facts)
-    once = way.once(items.values)
-    nearest = Nearest(len(once.values))
+def _nearest(way: Comparison, values: Once, references: tuple[Reference, ...], share: tuple[int, int]) -> Nearest:
+    """Return for each value what is nearest in a share of the past."""
+    nearest = Nearest(len(values.values))
     total = sum(reference.facts.rows for reference in references) // share[1] + 1
-    for index in way.indexes(once.values, Asking(total), None) if len(once.values) else ():
+    for index in way.indexes(values.values, Asking(total), None) if len(values.values) else ():
         for chunk in _chunks(way, references, share):
             others = way.once(chunk.values)
             met = index.near(others.values)
             first = np.full(len(others.values), np.iinfo(np.int64).max)
             np.minimum.at(first, others.of_M, chunk.place_M)
             nearest.add(met.held_M, chunk.of, first[met.asked_M], met.distance_M)
-    return by_rows(nearest, once, items.owner_M, len(column))
+    return nearest
 
 
 def _chunks(way: Comparison, references: tuple[Reference, ...], share: tuple[int, int]) -> Iterator[_Chunk]:

@@ -21,14 +21,15 @@ from mmdata.dedupe.cosine import best_screen
 from mmdata.dedupe.cross import Asking, Index, Nearest, VectorIndex, hash_indexes
 from mmdata.dedupe.exact import column_of
 from mmdata.dedupe.hamming import chance_links, collapse
-from mmdata.dedupe.kept import facts_of, is_hash, kept_column, model_of
+from mmdata.dedupe.kept import facts_of, is_hash, kept_column, model_of, source_of
+from mmdata.dedupe.ngrams import WORDS, most_met
 from mmdata.errors import ConfigError
 from mmdata.schema import is_embedding
 from mmdata.shards.reference import ColumnFacts, Reference, open_reference
 
 _LEAST_CHANCE = 0.1
 _VIEWS = "_views"
-REASONS = ("in", "near_hash", "near_embedding")  # by the number of a comparison's method
+REASONS = ("in", "near_hash", "near_embedding", "near_text")  # by the number of a comparison's method
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class Comparison(ABC):
     @abstractmethod
     def indexes(self, values: Any, asking: Asking, device: str | None) -> Iterator[Index]:  # noqa: ANN401
         """Yield indexes of values that find together what is near."""
+
+    def by_rows(self, nearest: Nearest, once: Once, owner_M: np.ndarray, num_rows: int) -> Nearest:
+        """Return what is nearest to rows by what is nearest to the values of their items, whose rows are `owner_M`, (M,)."""
+        found = Nearest(num_rows)
+        met = np.flatnonzero(nearest.of_N[once.of_M] >= 0)
+        value = once.of_M[met]
+        found.add(owner_M[met], nearest.of_N[value], nearest.place_N[value], nearest.distance_N[value])
+        return found
 
     def kept(self, table: pa.Table) -> pa.ChunkedArray:
         """Return what is compared of rows."""
@@ -170,6 +179,33 @@ class Meaning(Comparison):
         )
 
 
+@dataclass(frozen=True)
+class Worded(Equal):
+    """Rows of whose runs of words a share is known; the sample that has most of them is named, and the distance is the rest."""
+
+    share: float = 1.0
+    method: int = 3
+
+    def facts(self, fields: dict[str, pa.Field]) -> ColumnFacts:
+        """Return that these are hashes of runs."""
+        return ColumnFacts(kind="hash", width=1)
+
+    def by_rows(self, nearest: Nearest, once: Once, owner_M: np.ndarray, num_rows: int) -> Nearest:
+        """Return for each row that has its share the first of those with most of its runs."""
+        found = Nearest(num_rows)
+        met = np.flatnonzero(nearest.of_N[once.of_M] >= 0)
+        value, row = once.of_M[met], owner_M[met]
+        share = np.bincount(row, minlength=num_rows) / np.maximum(np.bincount(owner_M, minlength=num_rows), 1)
+        # Places of several references as one number, in their order.
+        pairs = np.stack([nearest.of_N[value].astype(np.int64), nearest.place_N[value]], axis=1)
+        places, number = np.unique(pairs, axis=0, return_inverse=True)
+        most = most_met(row, number.ravel(), num_rows)
+        # So many in a hundred is meant as it is written: 0.7 of 10 runs are 7.
+        at = np.flatnonzero((most >= 0) & (share >= self.share - 1e-9))
+        found.add(at, places[most[at], 0], places[most[at], 1], (1 - share[at]).astype(np.float32))
+        return found
+
+
 class PastHashes(Model):
     """Hashes that differ in few bits.
 
@@ -199,6 +235,27 @@ class PastVectors(Model):
         return f"{self.column} of cosine {self.cosine:g}"
 
 
+class PastTexts(Model):
+    """Texts of whose runs of words a share is in the reference, however they are spread there, see `dedupe.ngrams`.
+
+    ngram   words a run; a text of fewer words meets texts of the same words alone, one of fewer than three none
+    share   of a row's own runs
+    """
+
+    column: str = "text"
+    ngram: Annotated[int, Field(ge=2, le=50)] = WORDS
+    share: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    @property
+    def name(self) -> str:
+        """What is kept of texts for it."""
+        return f"runs{self.ngram}({self.column})"
+
+    def __str__(self) -> str:
+        """Say it for people."""
+        return f"{self.share:g} of runs of {self.ngram} words"
+
+
 class Comparing(Model):
     """The fields of stages that compare rows with references."""
 
@@ -206,11 +263,12 @@ class Comparing(Model):
     by: tuple[str, ...] = ()
     likeness: PastHashes | None = None
     semantic: PastVectors | None = None
+    texts: PastTexts | None = None
 
     @model_validator(mode="after")
     def _some_way(self) -> "Comparing":
         if not self.comparisons():
-            raise ValueError("give at least one way to compare: `by`, `likeness` or `semantic`")
+            raise ValueError("give at least one way to compare: `by`, `likeness`, `semantic` or `texts`")
         return self
 
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -220,11 +278,13 @@ class Comparing(Model):
             found.append(Alike(self.likeness.column, radius=self.likeness.radius, any_chance=self.likeness.any_chance))
         if self.semantic is not None:
             found.append(Meaning(self.semantic.column, self.semantic.cosine))
+        if self.texts is not None:
+            found.append(Worded(self.texts.name, share=self.texts.share))
         return tuple(found)
 
     def compared(self) -> tuple[str, ...]:
         """Return the columns that are compared."""
-        return tuple(dict.fromkeys(column_of(way.name) for way in self.comparisons()))
+        return tuple(dict.fromkeys(source_of(way.name) for way in self.comparisons()))
 
     def opened(self) -> tuple[Reference, ...]:
         """Return the references."""
@@ -253,7 +313,7 @@ class Comparing(Model):
 
     def told(self) -> str:
         """Say for people by what rows are compared."""
-        return ", ".join(map(str, filter(None, (*self.by, self.likeness, self.semantic))))
+        return ", ".join(map(str, filter(None, (*self.by, self.likeness, self.semantic, self.texts))))
 
 
 def opened(url: str) -> Reference:
@@ -266,15 +326,6 @@ def opened(url: str) -> Reference:
 @lru_cache(maxsize=16)
 def _opened(url: str, _stamps: tuple[tuple[int, int], ...]) -> Reference:
     return open_reference(url)
-
-
-def by_rows(nearest: Nearest, once: Once, owner_M: np.ndarray, num_rows: int) -> Nearest:
-    """Return what is nearest to rows by what is nearest to the values of their items."""
-    found = Nearest(num_rows)
-    met = np.flatnonzero(nearest.of_N[once.of_M] >= 0)
-    value = once.of_M[met]
-    found.add(owner_M[met], nearest.of_N[value], nearest.place_N[value], nearest.distance_N[value])
-    return found
 
 
 def names_of(references: Sequence[Reference], of_M: np.ndarray, part_M: np.ndarray, row_M: np.ndarray) -> list[tuple[str, int]]:

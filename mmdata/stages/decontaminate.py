@@ -10,11 +10,10 @@ import pyarrow as pa
 from mmdata.dedupe.cross import Asking, Index, Nearest, first_of
 from mmdata.dedupe.kept import items_of
 from mmdata.shards.reference import ColumnFacts, Reference
-from mmdata.stages.comparing import REASONS, Comparing, Comparison, by_rows, names_of
+from mmdata.stages.comparing import REASONS, Comparing, Comparison, names_of
 from mmdata.stages.verbs import Batch, Filter, FilterFn, Resources, WorkerContext
 
 _ASKED = Asking(1_000_000, 64)  # rows that a worker is expected to ask about, and at a time where images are decoded
-_ROWS = np.uint64(32)
 
 
 class Decontaminate(Comparing, Filter):
@@ -24,9 +23,10 @@ class Decontaminate(Comparing, Filter):
     by          `raw_sha256`, `pixels`, `folded(text)`, `normal(url)` ...: one that is equal is enough. Empty texts equal nothing
     likeness    hashes that differ in few bits
     semantic    embeddings of at least a cosine
+    texts       texts of whose runs of words a share is in the eval set: `runs8(text)` of its reference
     named       what the columns of `tag: true` are called: `NAME` (the row may stay), `NAME_reason`, `NAME_keeper_id`, `NAME_value`
 
-    A verdict names the sample of the eval set, and how far it is: bits, or one minus the cosine. The references are held in
+    A verdict names the sample of the eval set, and how far it is: bits, or one minus the cosine or the share. The references are held in
     memory: about 20 bytes a hash and choice of blocks (15 at radius 4), and 2 bytes a number of an embedding.
     """
 
@@ -100,7 +100,7 @@ class _Held:
         for index in self.indexes:
             met = index.near(once.values)
             nearest.add(met.asked_M, 0, self.first_U[met.held_M], met.distance_M)
-        return by_rows(nearest, once, items.owner_M, table.num_rows)
+        return self.way.by_rows(nearest, once, items.owner_M, table.num_rows)
 
 
 def _hold(way: Comparison, references: tuple[Reference, ...], device: str | None) -> _Held:

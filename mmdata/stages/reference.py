@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from mmdata.dedupe.exact import column_of
-from mmdata.dedupe.kept import check_kept, columns_kept
+from mmdata.dedupe.kept import check_kept, columns_kept, source_of
 from mmdata.failpoint import step
 from mmdata.schema import PARTITION, ROW
 from mmdata.shards.manifest import Finish
@@ -39,7 +38,7 @@ class ReferenceSink(Sink):
     def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
         """Read the rows' names and what is kept of them."""
         check_kept(self.columns, fields)
-        return tuple(dict.fromkeys(("sample_id", "position", *map(column_of, self.columns))))
+        return tuple(dict.fromkeys(("sample_id", "position", *map(source_of, self.columns))))
 
     def passes(self) -> tuple[Pass, ...]:
         """Rows by partitions, what they hold, then one task and one part for some of them."""

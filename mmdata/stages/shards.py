@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import xxhash
 from pydantic import Field, field_validator
 
-from mmdata.dedupe.exact import column_of
-from mmdata.dedupe.kept import check_kept
+from mmdata.dedupe.kept import check_kept, source_of
 from mmdata.errors import ConfigError
 from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
 from mmdata.shards.manifest import Finish, write_manifest
@@ -98,7 +97,7 @@ class Shards(Sink):
         if self.group not in fields:
             raise ConfigError(f"the sink groups by `{self.group}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
         check_kept(self.reference, fields)
-        kept = set(map(column_of, self.reference))
+        kept = set(map(source_of, self.reference))
         told = [name for name, column in fields.items() if name in kept or not pa.types.is_fixed_size_list(column.type)]
         return tuple(name for name in told if name != "captions" or "caption_kind" not in fields)
 
