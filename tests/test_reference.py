@@ -41,7 +41,9 @@ def run(home: Path, images: Path, sink: Sink, rows: int = 5) -> str:
     stages = (Measure(), Fingerprint(kinds=("phash", "pdq", "pixels"), views=("flip",)),
               ClipScore.model_validate({"scorer": {"fake": True}, "embeddings": ["image"]}))  # fmt: skip
     source = Folder(path=str(images), licence="CC0-1.0", partition_rows=rows)
-    result = Runner(Plan(name="past", source=(source,), stages=stages, sink=sink), str(home)).execute(InlineExecutor(), quiet=True)
+    result = Runner(Plan(name="past", source=(source,), stages=stages, sink=sink), str(home)).execute(
+        InlineExecutor(), quiet=True
+    )
     assert result.corpus is not None
     return result.corpus
 

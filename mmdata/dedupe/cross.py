@@ -116,7 +116,6 @@ class _Table:
         for pair, member, _ in crossed(num, np.ones(len(num), np.int64)):
             yield self.place_U[first[pair] + member], at[pair]
 
-
     def _known(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the keys, and places, of those asked whose top bits some held one has."""
         shift, keys, places = np.uint64(WORD + 1 - len(self.known).bit_length()), [], []
@@ -159,7 +158,9 @@ class HashIndex:
             parts.append(Met(held, other, distance))
             total += len(held)
             if total > MAX_PAIRS:
-                raise PartitionError(f"more than {MAX_PAIRS:,} hashes are within {self.radius} bits", hint="take a smaller radius")
+                raise PartitionError(
+                    f"more than {MAX_PAIRS:,} hashes are within {self.radius} bits", hint="take a smaller radius"
+                )
         return met_of(parts)
 
     def _met(self, tables: Sequence[_Table], asked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -246,7 +247,7 @@ def _cost(num: int, bits: float, agreeing: float, num_held: int, asking: Asking)
     survive = min(1.0, num_held * 2.0 ** -min(bits, _TABLE_BITS))
     asked = num * (asking.num * (_ASK_NS + survive * _FIND_NS) + _calls(asking) * _CHOICE_NS)
     candidates = num_held * asking.num * max(num * 2.0**-bits, agreeing)
-    return num * num_held * _SORT_NS + asked + candidates * CANDIDATE_NS
+    return float(num * num_held * _SORT_NS + asked + candidates * CANDIDATE_NS)
 
 
 def _calls(asking: Asking) -> float:

@@ -74,7 +74,9 @@ def check_kept(names: Sequence[str], fields: dict[str, pa.Field]) -> None:
         kind = fields[source_of(name)].type
         if source_of(name) != column_of(name) and not pa.types.is_string(kind):
             raise ConfigError(f"a reference of `{name}`, but `{source_of(name)}` is {kind}", hint="runs of words are of texts")
-        if pa.types.is_struct(kind) or (pa.types.is_list(kind) and not (pa.types.is_uint64(kind.value_type) or kind.value_type == pa.string())):
+        if pa.types.is_struct(kind) or (
+            pa.types.is_list(kind) and not (pa.types.is_uint64(kind.value_type) or kind.value_type == pa.string())
+        ):
             raise ConfigError(f"a reference of `{name}`, which is {kind}", hint="keep hashes, embeddings, texts or numbers")
 
 
@@ -89,7 +91,9 @@ def kept_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     if name in _HEX_DIGESTS:
         found = [None if not value else bytes.fromhex(value[:32]) for value in values.to_pylist()]
     else:
-        found = [None if not value else hashlib.sha256(value.encode()).digest()[:16] for value in values.cast(pa.string()).to_pylist()]
+        found = [
+            None if not value else hashlib.sha256(value.encode()).digest()[:16] for value in values.cast(pa.string()).to_pylist()
+        ]
     return pa.chunked_array([pa.array(found, _DIGEST)])
 
 

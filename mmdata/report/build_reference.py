@@ -1,4 +1,4 @@
-"""`mmdata reference`: the small plan that makes the reference of an eval set, built from where the set lies and what is to be kept.
+"""`mmdata reference`: the small plan that makes the reference of an eval set, by where the set lies and what is to be kept.
 
 Decided here: whatever the eval set is, it is read by the source that a plan would name: a folder of images with texts, parquet
 with the images inside, WebDataset tars, img2dataset's folders. A parquet without images is read as it is: its texts, hashes
@@ -27,6 +27,7 @@ from mmdata.shards.reference import (
     ReferenceFacts,
     check_names,
     finish_reference,
+    names_in,
     open_reference,
     write_part,
 )
@@ -90,11 +91,11 @@ class EvalSet:
         stages: list[Stage] = [Measure()]
         if kinds := tuple(kind for kind in _LOOKS if kind in bases):
             views = ("flip",) if any(name.endswith("_views") for name in columns) else ()
-            stages.append(Fingerprint(kinds=kinds, views=views))  # type: ignore[arg-type]
+            stages.append(Fingerprint(kinds=kinds, views=views))
         kept = tuple(what for what in ("image", "text") if f"clip_score_{what}_embedding" in bases)
         if kept:
             clip = None if self.model is None else OpenClip(model=self.model, weights=self.weights)
-            stages.append(ClipScore(scorer=ScorerSpec(open_clip=clip), embeddings=kept))  # type: ignore[arg-type]
+            stages.append(ClipScore(scorer=ScorerSpec(open_clip=clip), embeddings=kept))
         return Plan(name=self.name, source=(source,), stages=tuple(stages), sink=ReferenceSink(columns=tuple(columns)))
 
 
@@ -145,17 +146,17 @@ def _publish(made: str, out: str) -> None:
 
 def _from_tables(given: EvalSet, out: str, columns: Sequence[str]) -> None:
     """Make a reference of parquet files that hold texts, hashes or embeddings."""
-    store, digests, number, kept = open_store(f"{out}/{HOME}"), {}, 0, pa.schema([])
+    digests: dict[str, str] = {}
+    store, kept = open_store(f"{out}/{HOME}"), pa.schema([])
     store.delete(FOLDER)
-    for table in _tables(given, columns):
+    for number, table in enumerate(_tables(given, columns)):
         check_kept(columns, {field.name: field for field in table.schema})
         told = columns_kept(table, columns)
         kept = told.schema
         items = {name: items_of(told.column(name), facts_of(name, told.schema.field(name).type)) for name in columns}
-        names = told.column("sample_id").to_pylist(), told.column("position").to_numpy()
+        names = names_in(told.column("sample_id").to_pylist(), told.column("position").to_numpy())
         digests |= write_part(store, ".", number, names, items)
-        number += 1
-    model = {"model": given.model, "weights": [] if given.weights is None else [given.weights]}
+    model: dict[str, object] = {"model": given.model, "weights": [] if given.weights is None else [given.weights]}
     made = {name: described(name, facts_of(name, kept.field(name).type), {}, {source_of(name): model}) for name in columns}
     facts = ReferenceFacts(name=given.name, rows=0, licences={Path(given.path).name: given.licence}, columns=made, parts=[])
     finish_reference(store, ".", facts, digests)
@@ -182,7 +183,11 @@ def _tables(given: EvalSet, columns: Sequence[str]) -> Iterator[pa.Table]:
 def _as_kept(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return lists of floating-point numbers of one length as embeddings."""
     kind = column.type
-    if is_embedding(kind) or not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) or not pa.types.is_floating(kind.value_type):
+    if (
+        is_embedding(kind)
+        or not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
+        or not pa.types.is_floating(kind.value_type)
+    ):
         return column
     array = column.combine_chunks()
     sizes = set(array.drop_null().value_lengths().to_pylist()) if pa.types.is_list(kind) else {kind.list_size}
@@ -192,4 +197,6 @@ def _as_kept(column: pa.ChunkedArray) -> pa.ChunkedArray:
     flat = pa.array(array.drop_null().flatten().to_numpy().astype(np.float16))
     lines = pa.FixedSizeListArray.from_arrays(flat, dim)
     places = np.cumsum(array.is_valid().to_numpy(zero_copy_only=False)) - 1
-    return pa.chunked_array([lines.take(pa.array(places, mask=array.is_null().to_numpy(zero_copy_only=False)))]).cast(embedding(dim))
+    return pa.chunked_array([lines.take(pa.array(places, mask=array.is_null().to_numpy(zero_copy_only=False)))]).cast(
+        embedding(dim)
+    )

@@ -25,7 +25,7 @@ from mmdata.report.inspect_page import cut, thumbnail
 from mmdata.report.page import Card, Section, cards_html, write_page
 from mmdata.schema import PAYLOAD_COLUMN, ROW
 from mmdata.shards.payloads import fetch_payload
-from mmdata.stages.comparing import Comparing, opened
+from mmdata.stages.comparing import Comparing
 from mmdata.stages.dedupe import Dedupe
 from mmdata.storage import Store
 
@@ -98,8 +98,8 @@ def _references_of(url: str, sample_ids: set[str]) -> dict[str, str]:
     plan = load_generation(url, run.finished()[-1]).plan
     asked = {bytes.fromhex(ident): ident for ident in sample_ids}
     wanted = np.frombuffer(b"".join(sorted(asked)), "V16")
-    for reference in dict.fromkeys(one.store.url for step in plan.steps if isinstance(step.stage, Comparing) for one in step.stage.opened()):
-        one = opened(reference)
+    comparing: list[Comparing] = [stage for stage in plan.stages if isinstance(stage, Comparing)]
+    for one in [one for stage in comparing for one in stage.opened()]:
         for part in range(len(one.facts.parts)):
             ids = np.ascontiguousarray(one.ids(part)).view("V16").ravel()
             for ident in ids[np.isin(ids, wanted)]:

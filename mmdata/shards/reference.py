@@ -94,15 +94,24 @@ class Items:
 # Writing.
 
 
-def write_part(store: Store, folder: str, number: int, names: tuple[list[str], np.ndarray], columns: Mapping[str, Items]) -> dict[str, str]:
-    """Write the rows of one part; return the SHA-256 of each file by its name in the folder above.
+@dataclass(frozen=True)
+class Names:
+    """Whose rows they are: ids, (N, 16) uint8, and positions, (N,) int32."""
 
-    names   ids, N times 32 hex digits, and positions, (N,)
-    """
-    ids = np.frombuffer(bytes.fromhex("".join(names[0])), np.uint8).reshape(-1, 16)
-    arrays = {_ID: ids, _POSITION: names[1].astype(np.int32)}
+    ids: np.ndarray
+    positions: np.ndarray
+
+
+def names_in(ids: Sequence[str], positions: np.ndarray) -> Names:
+    """Return ids of 32 hex digits and positions as they are kept."""
+    return Names(np.frombuffer(bytes.fromhex("".join(ids)), np.uint8).reshape(-1, 16), positions.astype(np.int32))
+
+
+def write_part(store: Store, folder: str, number: int, names: Names, columns: Mapping[str, Items]) -> dict[str, str]:
+    """Write the rows of one part; return the SHA-256 of each file by its name in the folder above."""
+    arrays = {_ID: names.ids, _POSITION: names.positions}
     for name, items in columns.items():
-        arrays |= _arrays(name, items, len(ids))
+        arrays |= _arrays(name, items, len(names.ids))
     digests = {}
     for name, array in arrays.items():
         file, data = f"{FOLDER}/{_slug(name)}.{number:05d}.npy", _npy(array)
@@ -141,7 +150,10 @@ def finish_reference(store: Store, folder: str, facts: ReferenceFacts, digests: 
     facts   its name, licences and columns; rows and parts are counted here
     """
     files = {name: digest for name, digest in digests.items() if name.startswith(f"{FOLDER}/")}
-    known = {_slug(name): name for column in facts.columns for name in (column, f"{column}.rows")} | {_ID: _ID, _POSITION: _POSITION}
+    known = {_slug(name): name for column in facts.columns for name in (column, f"{column}.rows")} | {
+        _ID: _ID,
+        _POSITION: _POSITION,
+    }
     parts: dict[int, dict[str, FileFacts]] = {}
     for name, sha256 in sorted(files.items()):
         file = name.removeprefix(f"{FOLDER}/")
@@ -250,7 +262,9 @@ def open_reference(url: str) -> Reference:
     store = open_store(url)
     where = next((folder for folder in _WHERE if store.exists(f"{folder}{REFERENCE}")), None)
     if where is None:
-        raise ConfigError(f"{url}: no reference: it has no {REFERENCE}", hint="`mmdata reference` makes one, or `shards: {reference: [...]}`")
+        raise ConfigError(
+            f"{url}: no reference: it has no {REFERENCE}", hint="`mmdata reference` makes one, or `shards: {reference: [...]}`"
+        )
     store = store.sub(where.rstrip("/")) if where else store
     return Reference(store, _read(store))
 
@@ -262,7 +276,9 @@ def _read(store: Store) -> ReferenceFacts:
         if not isinstance(facts, dict) or facts.get("digest") != seal(facts)["digest"]:
             raise RunError(f"{where}: does not match its own digest; it was edited or damaged", hint=_RESTORE)
         if facts.get("version") != VERSION:
-            raise RunError(f"{where}: of version {facts.get('version')!r:.20}, not {VERSION}", hint="read it with the mmdata that made it")
+            raise RunError(
+                f"{where}: of version {facts.get('version')!r:.20}, not {VERSION}", hint="read it with the mmdata that made it"
+            )
         return ReferenceFacts.model_validate(facts)
     except ValidationError as error:
         item = error.errors(include_url=False)[0]

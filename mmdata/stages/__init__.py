@@ -43,9 +43,9 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Against, Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Decontaminate, Dedupe,
-    DocumentQuality, Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score,
-    SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
+    Against, Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Decontaminate,
+    Dedupe, DocumentQuality, Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure,
+    NearestCentroid, Sample, Score, SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,

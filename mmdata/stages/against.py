@@ -16,7 +16,7 @@ from mmdata.stages.passes import Pass, Scatter, Share
 from mmdata.stages.verbs import GlobalFilter, Resources
 
 _BASE = (PARTITION, ROW)
-# Of values of the new rows, each once: which, in which comparison; number and place of what is nearest in a share of the past.
+# Of values of the new rows, each once: which, in which comparison; and what is nearest to it in a share of the past.
 _FOUND = pa.schema([
     pa.field("at", pa.int64()), pa.field("way", pa.int32()), pa.field("of", pa.int32()), pa.field("place", pa.int64()),
     pa.field("distance", pa.float32()),
@@ -34,9 +34,9 @@ class Against(Comparing, GlobalFilter):
     semantic    embeddings of at least a cosine
     texts       texts of whose runs of words a share is in the past: `runs8(text)` of the references
 
-    A verdict names the sample of the past, and how far it is: bits, or one minus the cosine or the share. The new rows are held (about 20
-    bytes a hash and choice of blocks, at most 1 GiB at a time), the past streams by: each task looks at its share of the
-    parts of all references, memory-mapped, once.
+    A verdict names the sample of the past, and how far it is: bits, or one minus the cosine or the share. The new rows are held
+    (about 20 bytes a hash and choice of blocks, at most 1 GiB at a time), and the past streams by, memory-mapped: each task
+    looks at its share of the parts of all references.
     """
 
     name: ClassVar[str] = "against"

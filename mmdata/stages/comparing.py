@@ -79,7 +79,8 @@ class Comparison(ABC):
         mine = self.facts(fields)
         if (mine.kind, mine.width) != (theirs.kind, theirs.width):
             raise ConfigError(
-                f"`{self.name}` is {_told(mine)}, but `{self.column(reference)}` of reference `{reference.name}` is {_told(theirs)}",
+                f"`{self.name}` is {_told(mine)}, but `{self.column(reference)}` of reference `{reference.name}` is "
+                f"{_told(theirs)}",
                 hint="compare columns of one kind, made by one stage",
             )
 
@@ -133,7 +134,9 @@ class Alike(Equal):
     def check(self, fields: dict[str, pa.Field], reference: Reference) -> None:
         """Refuse what is no hash, and a radius at which rows are near by chance."""
         if (facts := self.facts(fields)).kind != "hash":
-            raise ConfigError(f"`likeness` compares hashes, but `{self.name}` is {_told(facts)}", hint="take `phash` or `pdq` of `fingerprint`")
+            raise ConfigError(
+                f"`likeness` compares hashes, but `{self.name}` is {_told(facts)}", hint="take `phash` or `pdq` of `fingerprint`"
+            )
         super().check(fields, reference)
         links = chance_links(reference.facts.rows + 1, self.radius, 64 * facts.width)
         if links > _LEAST_CHANCE and not self.any_chance:
@@ -175,7 +178,7 @@ class Meaning(Comparison):
         other = "" if theirs.model != mine["model"] else " with other weights"
         raise ConfigError(
             f"`{stage}`: `{self.name}` is made by {mine['model']}, that of reference `{reference.name}` by {theirs.model}{other}",
-            hint="embeddings of two models cannot be compared: make the reference anew by this plan's model, or the other way round",
+            hint="embeddings of two models cannot be compared: make the reference anew by this plan's model",
         )
 
 

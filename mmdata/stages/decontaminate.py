@@ -24,10 +24,11 @@ class Decontaminate(Comparing, Filter):
     likeness    hashes that differ in few bits
     semantic    embeddings of at least a cosine
     texts       texts of whose runs of words a share is in the eval set: `runs8(text)` of its reference
-    named       what the columns of `tag: true` are called: `NAME` (the row may stay), `NAME_reason`, `NAME_keeper_id`, `NAME_value`
+    named       what the columns of `tag: true` are called: `NAME` (true where the row may stay), and of the others `NAME_reason`,
+                `NAME_keeper_id` and `NAME_value`
 
-    A verdict names the sample of the eval set, and how far it is: bits, or one minus the cosine or the share. The references are held in
-    memory: about 20 bytes a hash and choice of blocks (15 at radius 4), and 2 bytes a number of an embedding.
+    A verdict names the sample of the eval set, and how far it is: bits, or one minus the cosine or the share. The references
+    are held in memory: about 20 bytes a hash and choice of blocks (at most 15 at radius 4), 2 bytes a number of an embedding.
     """
 
     name: ClassVar[str] = "decontaminate"

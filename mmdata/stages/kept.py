@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mmdata.dedupe.kept import columns_kept, described, facts_of, items_of
 from mmdata.shards.manifest import Finish
-from mmdata.shards.reference import ColumnFacts, ReferenceFacts, finish_reference, write_part
+from mmdata.shards.reference import ColumnFacts, ReferenceFacts, finish_reference, names_in, write_part
 from mmdata.shards.units import EmitPlace
 from mmdata.storage import Store
 
@@ -56,7 +56,7 @@ def write_rows(place: EmitPlace, kept: pa.Table) -> dict[str, str]:
         for field in kept.schema
         if field.name not in _NAMES
     }
-    names = kept.column("sample_id").to_pylist(), kept.column("position").to_numpy()
+    names = names_in(kept.column("sample_id").to_pylist(), kept.column("position").to_numpy())
     return write_part(place.store, place.folder, place.unit, names, columns)
 
 

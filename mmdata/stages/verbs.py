@@ -255,7 +255,11 @@ class Filter(Stage, ABC):
         """Return what it writes with `tag: true`: its flag and, where it names keepers, what is otherwise in the verdict."""
         meaning = f"{self.name} would keep it"
         flag = pa.field(self.flag(), pa.bool_(), metadata={"unit": "flag", "meaning": meaning})
-        told = {"reason": ("name", "why not"), "keeper_id": ("32 hex", "for which sample"), "value": ("distance", "how far that is")}
+        told = {
+            "reason": ("name", "why not"),
+            "keeper_id": ("32 hex", "for which sample"),
+            "value": ("distance", "how far that is"),
+        }
         fields = {field.name: field for field in VERDICT_FIELDS}
         evidence = [
             pa.field(f"{self.flag()}_{name}", fields[name].type, metadata={"unit": unit, "meaning": f"{meaning}: if not, {what}"})
@@ -267,14 +271,17 @@ class Filter(Stage, ABC):
         """Return the columns of `flags` by the verdicts of each row, null for those that stay."""
         columns = [verdicts.column("reason").is_null()]
         if self.names_keeper:
-            columns += [verdicts.column(name).cast(kind) for name, kind in
-                        (("reason", pa.string()), ("keeper_id", pa.string()), ("value", pa.float32()))]
+            columns += [
+                verdicts.column(name).cast(kind)
+                for name, kind in (("reason", pa.string()), ("keeper_id", pa.string()), ("value", pa.float32()))
+            ]
         return pa.table(columns, schema=pa.schema(self.flags()))
 
     @abstractmethod
     def open(self, ctx: WorkerContext) -> FilterFn:
-        """Return a function from a batch to a table of `reason` (null = keep) and `value`, row by row, and the keepers if it names
-        them.
+        """Return a function from a batch to a table of `reason` (null = keep) and `value`, row by row.
+
+        A Filter that names keepers also gives `keeper_id` and `keeper_position`.
         """
 
 

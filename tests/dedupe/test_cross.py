@@ -97,7 +97,9 @@ def test_vectors_meet_at_the_cosine_of_the_numbers_given() -> None:
     cosine = (one @ other.T) / np.linalg.norm(one, axis=1)[:, None] / np.linalg.norm(other, axis=1)
     cosine[7], cosine[:, 5] = 0, 0
     met = VectorIndex(held, 0.98, numpy_screen()).near(asked)
-    assert set(zip(met.held_M.tolist(), met.asked_M.tolist(), strict=True)) == {(int(a), int(b)) for a, b in np.argwhere(cosine >= 0.98)}
+    assert set(zip(met.held_M.tolist(), met.asked_M.tolist(), strict=True)) == {
+        (int(a), int(b)) for a, b in np.argwhere(cosine >= 0.98)
+    }
     assert np.allclose(1 - met.distance_M, cosine[met.held_M, met.asked_M], atol=1e-6)
     assert len(met) > 50
 
@@ -110,7 +112,9 @@ def test_the_nearest_is_the_same_in_whatever_order_it_comes(met: list[tuple[int,
         for start in range(0, len(rows), size):
             at, of, place, distance = np.array(rows[start : start + size]).T
             nearest.add(at, of, place, distance)
-        return [(int(a), int(b), int(c)) for a, b, c in zip(nearest.of_N, nearest.place_N, nearest.distance_N, strict=True) if a >= 0]
+        return [
+            (int(a), int(b), int(c)) for a, b, c in zip(nearest.of_N, nearest.place_N, nearest.distance_N, strict=True) if a >= 0
+        ]
 
     shuffled = sorted(met, key=lambda _: random.random())  # type: ignore[attr-defined]
     best = {at: min((d, of, place) for a, of, place, d in met if a == at) for at, *_ in met}
