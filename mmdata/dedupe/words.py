@@ -66,7 +66,7 @@ def runs_of(texts: pa.ChunkedArray, num: int) -> Pieces:
 
     A run of fewer words than `num` is like no run of `num` words, and a null text, or one without words, has none.
     """
-    parts = [_runs(_words(data, first_N), num) for data, first_N in _slices(texts)]
+    parts = [_runs(_words(*_bytes_of(lowered(part))), num) for part in slices(texts, _AT_ONCE)]
     first = np.concatenate([np.zeros(1, np.int64), *(part.num_N() for part in parts)])
     return Pieces(np.concatenate([np.zeros(0, np.uint64), *(part.hash_S for part in parts)]), np.cumsum(first))
 
@@ -76,19 +76,19 @@ def words_of(texts: pa.ChunkedArray) -> Pieces:
     return runs_of(texts, 1)
 
 
-def _slices(texts: pa.ChunkedArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield texts as `lowered`, some at a time: bytes of all, (B,) uint8, and where each begins and the last ends, (n + 1,)."""
+def slices(texts: pa.ChunkedArray, num_bytes: int) -> Iterator[pa.Array]:
+    """Yield texts in order, as many at a time as have `num_bytes` together, one at least; "" for null."""
     for chunk in texts.chunks:
         array = chunk.cast(pa.large_string()).fill_null("")
-        ends = _offsets(array)
-        row = 0
+        ends, row = _offsets(array), 0
         while row < len(array):
-            until = max(int(np.searchsorted(ends, ends[row] + _AT_ONCE, side="right")) - 1, row + 1)
-            yield _bytes_of(lowered(array[row:until]))
+            until = max(int(np.searchsorted(ends, ends[row] + num_bytes, side="right")) - 1, row + 1)
+            yield array[row:until]
             row = until
 
 
 def _bytes_of(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bytes of all texts, (B,) uint8, and where each begins and the last ends, (N + 1,) int64."""
     first, data = _offsets(array), array.buffers()[2]
     text = np.frombuffer(data, np.uint8)[first[0] : first[-1]] if data else np.zeros(0, np.uint8)
     return text, first - first[0]

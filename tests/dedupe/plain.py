@@ -37,9 +37,8 @@ def runs(text: str | None, num: int) -> list[tuple[str, ...]]:
     return [tuple(all_of[at : at + num]) for at in range(max(len(all_of) - num + 1, min(len(all_of), 1)))]
 
 
-def jaccard(one: str | None, other: str | None, num: int) -> float:
-    left, right = set(runs(one, num)), set(runs(other, num))
-    return len(left & right) / len(left | right) if left and right else 0.0
+def jaccard(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
+    return len(one & other) / len(one | other) if one and other else 0.0
 
 
 def prose(seed: int, num_words: int, vocabulary: int = 2000) -> list[str]:
