@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mmdata.engine import Runner
 from mmdata.errors import ConfigError, RunError
 from mmdata.executors import InlineExecutor
 from mmdata.plan import Plan
+from mmdata.schema import CAPTION, PAYLOAD, ROW
 from mmdata.shards.corpus import open_corpus
 from mmdata.shards.reference import open_reference, take_out
 from mmdata.shards.verify import verify
@@ -18,7 +21,7 @@ from mmdata.stages.clip_score import ClipScore
 from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.measure import Measure
 from mmdata.stages.reference import ReferenceSink
-from mmdata.stages.shards import Shards
+from mmdata.stages.shards import Shards, sample_records
 from mmdata.stages.sources import Folder
 from mmdata.stages.verbs import Sink
 
@@ -120,6 +123,23 @@ def test_a_reference_alone_needs_no_media(images: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in made.iterdir()) == ["reference"]
     vectors = np.concatenate([reference.items(part, "clip_score_image_embedding").values for part in range(3)])
     assert np.allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=1e-3)
+
+
+def test_a_document_keeps_what_each_of_its_blocks_has() -> None:
+    names = ["b" * 32, "a" * 32, "b" * 32, "b" * 32]
+    payload = {"set": "s", "tar": "t", "offset": 0, "size": 10, "sha256": "0" * 64, "trusted": True}
+    table = pa.table({
+        ROW: [0, 1, 2, 3], "sample_id": names, "position": pa.array([2, 0, 0, 1], pa.int32()),
+        "document": [True, False, True, True], "url": pa.nulls(4, pa.string()), "text": ["third", "alone", None, "second"],
+        "media": [None, "image", "image", None], "source": ["x"] * 4, "captions": pa.nulls(4, pa.list_(CAPTION)),
+        "payload": pa.array([None, payload, payload, None], PAYLOAD), "phash": pa.array([None, 5, 7, None], pa.uint64()),
+    })  # fmt: skip
+    records = sample_records(table, Shards(reference=("phash", "folded(text)")))
+    kept = records.column("reference").to_pylist()
+    assert [[(row["sample_id"][0], row["position"], row["phash"]) for row in rows] for rows in kept] == [
+        [("a", 0, 5)], [("b", 0, 7), ("b", 1, None), ("b", 2, None)],
+    ]  # fmt: skip
+    assert [row["folded(text)"] for row in kept[1]] == [None, *(sha256(text).digest()[:16] for text in (b"second", b"third"))]
 
 
 def test_samples_are_taken_out_without_a_trace(corpus: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _IN_CACHE = 1 << 15  # asked hashes that are moved together
 _SAMPLE = 256
 _AT_ONCE = 1 << 20  # comparisons in memory at once
 # Nanoseconds, measured with numpy 2 on one core.
-_SORT_NS, _ASK_NS, _FIND_NS, _CHOICE_NS = 80.0, 20.0, 200.0, 40_000.0
+_SORT_NS, _ASK_NS, _FIND_NS, _CHOICE_NS = 80.0, 20.0, 200.0, 120_000.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class _Table:
         """Yield places of held and asked ones that agree in the bits of the lookup, some at a time."""
         low = (1 << self.lookup.low) - 1
         keys, at = self._known(asked)
+        if not len(at):
+            return
         if len(self.keys_U) > _MANY:
             order = np.argsort(keys)
             keys, at = keys[order], at[order]

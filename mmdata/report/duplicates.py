@@ -25,7 +25,7 @@ from mmdata.report.inspect_page import cut, thumbnail
 from mmdata.report.page import Card, Section, cards_html, write_page
 from mmdata.schema import PAYLOAD_COLUMN, ROW
 from mmdata.shards.payloads import fetch_payload
-from mmdata.stages.comparing import Comparing
+from mmdata.stages.comparing import Comparing, references_of
 from mmdata.stages.dedupe import Dedupe
 from mmdata.storage import Store
 
@@ -79,7 +79,7 @@ def duplicate_groups(url: str, num_groups: int, num_copies: int = 12) -> list[Co
         places = _references_of(url, past)
         keepers |= {name: Shown(name[:2], None, None, None) for name in chosen if name[2]}
     return [
-        CopyGroup(keepers[name], copies[name], num, places.get(name[0], "(not there any more)") if name[2] else None)
+        CopyGroup(keepers[name], copies[name], num, places.get(name[0], "(gone since)") if name[2] else None)
         for name, num in chosen.items()
         if name in keepers
     ]
@@ -95,11 +95,13 @@ def _keepers(plan: Plan, fates: pa.Table) -> list[Keeper | None]:
 def _references_of(url: str, sample_ids: set[str]) -> dict[str, str]:
     """Return the name of the first reference of the run's plan that has each sample."""
     run, found = RunStore(url), dict[str, str]()
-    plan = load_generation(url, run.finished()[-1]).plan
+    try:
+        references = references_of(load_generation(url, run.finished()[-1]).plan.stages)
+    except MmdataError:  # they may have gone since
+        return found
     asked = {bytes.fromhex(ident): ident for ident in sample_ids}
     wanted = np.frombuffer(b"".join(sorted(asked)), "V16")
-    comparing: list[Comparing] = [stage for stage in plan.stages if isinstance(stage, Comparing)]
-    for one in [one for stage in comparing for one in stage.opened()]:
+    for one in references:
         for part in range(len(one.facts.parts)):
             ids = np.ascontiguousarray(one.ids(part)).view("V16").ravel()
             for ident in ids[np.isin(ids, wanted)]:

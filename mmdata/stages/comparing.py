@@ -319,6 +319,11 @@ class Comparing(Model):
         return ", ".join(map(str, filter(None, (*self.by, self.likeness, self.semantic, self.texts))))
 
 
+def references_of(stages: Sequence[object]) -> list[Reference]:
+    """Return the references that stages compare rows with, in the order in which they stand in a plan."""
+    return [one for stage in stages if isinstance(stage, Comparing) for one in stage.opened()]
+
+
 def opened(url: str) -> Reference:
     """Return a reference; one that lies on a local disk and did not change is opened once a process."""
     path = Path(url)
