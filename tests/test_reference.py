@@ -18,12 +18,14 @@ from mmdata.shards.corpus import open_corpus
 from mmdata.shards.reference import open_reference, take_out
 from mmdata.shards.verify import verify
 from mmdata.stages.clip_score import ClipScore
+from mmdata.stages.comparing import opened
 from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.measure import Measure
 from mmdata.stages.reference import ReferenceSink
 from mmdata.stages.shards import Shards, sample_records
 from mmdata.stages.sources import Folder
 from mmdata.stages.verbs import Sink
+from mmdata.storage import open_store
 
 IMAGES = Path(__file__).parent.parent / "mmdata/demo/data/images"
 COLUMNS = ("phash", "pdq", "phash_views", "pixels", "folded(text)", "clip_score_image_embedding")
@@ -167,6 +169,22 @@ def test_samples_are_taken_out_without_a_trace(corpus: Path, tmp_path: Path) -> 
 
 def before_names(corpus: Path, rows: np.ndarray) -> list[tuple[str, int]]:
     return open_reference(str(corpus)).names(0, rows)
+
+
+def test_a_reference_in_a_store_is_read_a_file_at_a_time(corpus: Path) -> None:
+    store = open_store("memory://past")
+    for path in sorted((corpus / "reference").iterdir()):
+        store.put(f"reference/{path.name}", path.read_bytes())
+    far, near = opened("memory://past"), open_reference(str(corpus))
+    assert far.digest == near.digest
+    assert opened("memory://past") is far
+    assert (far.items(2, "pdq").values == near.items(2, "pdq").values).all()
+    assert far.names(1, np.arange(5)) == near.names(1, np.arange(5))
+    store.put("reference/pdq.00001.npy", b"x" * store.size("reference/pdq.00001.npy"))
+    with pytest.raises(RunError, match=r"memory://past/reference/pdq\.00001\.npy: its SHA-256 is not that of reference\.json"):
+        open_reference("memory://past").items(1, "pdq")
+    assert take_out("memory://past", [near.names(2, np.array([0]))[0][0]]) == 1
+    assert opened("memory://past").facts.rows == 11
 
 
 def test_columns_that_cannot_be_kept_are_refused(images: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ FOLDER = "reference"
 FACTS_FILE = f"{FOLDER}/{REFERENCE}"
 VERSION = 1
 _ID, _POSITION = "ids", "positions"
-_WHERE = ("", f"{FOLDER}/", f"corpus/{FOLDER}/")
+_WHERE = ("", f"{FOLDER}/", f"corpus/{FOLDER}/")  # it is found in its own folder, a corpus's, or a run's
 _RESTORE = "copy it again, or make the reference anew"
 _FILE = re.compile(r"[0-9a-z_-]+(\.rows)?\.\d{5,}(\.g\d+)?\.npy")
 
@@ -259,14 +259,22 @@ def _load(held: Path | bytes) -> np.ndarray:
 
 def open_reference(url: str) -> Reference:
     """Open a reference by its folder, or by that of a corpus or a run that has written one; raise ConfigError if it is none."""
+    store = _found(url)
+    return Reference(store, _read(store))
+
+
+def facts_digest(url: str) -> str:
+    """Return the SHA-256 of a reference's `reference.json` as it lies there now."""
+    return digest_bytes(_found(url).read(REFERENCE))
+
+
+def _found(url: str) -> Store:
     store = open_store(url)
     where = next((folder for folder in _WHERE if store.exists(f"{folder}{REFERENCE}")), None)
     if where is None:
-        raise ConfigError(
-            f"{url}: no reference: it has no {REFERENCE}", hint="`mmdata reference` makes one, or `shards: {reference: [...]}`"
-        )
-    store = store.sub(where.rstrip("/")) if where else store
-    return Reference(store, _read(store))
+        hint = "`mmdata reference` makes one, and `shards: {reference: [...]}`"
+        raise ConfigError(f"{url}: no reference: it has no {REFERENCE}", hint=hint)
+    return store.sub(where.rstrip("/")) if where else store
 
 
 def _read(store: Store) -> ReferenceFacts:

@@ -25,7 +25,7 @@ from mmdata.dedupe.kept import facts_of, is_hash, kept_column, model_of, source_
 from mmdata.dedupe.ngrams import WORDS, most_met
 from mmdata.errors import ConfigError
 from mmdata.schema import is_embedding
-from mmdata.shards.reference import ColumnFacts, Reference, open_reference
+from mmdata.shards.reference import ColumnFacts, Reference, facts_digest, open_reference
 
 _LEAST_CHANCE = 0.1
 _VIEWS = "_views"
@@ -325,14 +325,12 @@ def references_of(stages: Sequence[object]) -> list[Reference]:
 
 
 def opened(url: str) -> Reference:
-    """Return a reference; one that lies on a local disk and did not change is opened once a process."""
-    path = Path(url)
-    stamps = [(found.stat().st_size, found.stat().st_mtime_ns) for found in sorted(path.glob("**/reference.json"))[:1]]
-    return _opened(url, tuple(stamps)) if stamps else open_reference(url)
+    """Return a reference; one whose `reference.json` did not change is opened, and its files are checked, once a process."""
+    return _opened(url, facts_digest(url))
 
 
 @lru_cache(maxsize=16)
-def _opened(url: str, _stamps: tuple[tuple[int, int], ...]) -> Reference:
+def _opened(url: str, _digest: str) -> Reference:
     return open_reference(url)
 
 
