@@ -27,6 +27,8 @@ PAGE = HERE / "results/gauntlet.md"
 PACKAGES = ("pyarrow", "ray", "s3fs", "moto", "webdataset")
 _KILLS = re.compile(r"(\d+)/(\d+) kills byte-identical")
 
+LONG = ["tests/fire", "tests/loader", "tests/scores/test_compiled.py"]
+
 
 @dataclass
 class Row:
@@ -43,7 +45,7 @@ def run(tests: list[str]) -> int:
     fresh = RAW.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     env = {**os.environ, "MMDATA_GAUNTLET": "1", "MMDATA_GAUNTLET_OUT": str(fresh)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(tests or ["tests/fire", "tests/loader", "tests/scores/test_compiled.py"])]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(tests or LONG)]
     code = subprocess.run(command, env=env, check=False).returncode
     found = {result["test"]: result for path in (RAW, fresh) if path.exists() for result in read(path)} if tests else {}
     found |= {result["test"]: {**result, "commit": commit()} for result in read(fresh)}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from mmdata.stages.keep import Keep
 from mmdata.stages.measure import Measure
 from mmdata.stages.shards import Shards, order_of
 from mmdata.stages.split_captions import SplitCaptions
-from mmdata.stages.text_rules import TextRules, latin_share
+from mmdata.stages.text_rules import TextRules, latin_shares
 from mmdata.stages.verbs import Batch, Filter, WorkerContext
 from mmdata.storage import open_store
 
@@ -58,9 +59,7 @@ def test_an_image_block_of_a_document_needs_no_text(ctx: WorkerContext) -> None:
 
 
 def test_latin_share() -> None:
-    assert latin_share("año 12") == 1
-    assert latin_share("ab世界") == 0.5
-    assert latin_share("123") == 1
+    assert latin_shares(pl.Series(["año 12", "ab世界", "123"])).tolist() == [1, 0.5, 1]
 
 
 def test_split_captions_makes_one_row_of_each(ctx: WorkerContext) -> None:

@@ -181,11 +181,12 @@ def write_groups(path: Path, url: str, groups: list[CopyGroup]) -> None:
 
 
 def _section(group: CopyGroup, store: Store, jail: Jail) -> Section:
-    cards = [_card(group.keeper, "stays", store, jail)]
+    name, position = group.keeper.name
+    cards = [_card(group.keeper, f"stays · {name}:{position}", store, jail)]
     cards += [_card(copy.row, evidence(copy), store, jail) for copy in group.copies]
     more = group.num - len(group.copies)
     tail = f"<p>{escape(f'and {more:,} more')}" if more else ""
-    return Section(f"{group.keeper.name[0]}:{group.keeper.name[1]} · {group.num:,}", cards_html(cards) + tail)
+    return Section(f"{group.num:,} {'copy' if group.num == 1 else 'copies'} of {_words(group.keeper)}", cards_html(cards) + tail)
 
 
 def _card(row: Shown, why: str, store: Store, jail: Jail) -> Card:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from typing import TypedDict
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +10,7 @@ from mmdata.engine.runstore import RunStore
 from mmdata.errors import ConfigError
 from mmdata.report.fates import fates
 from mmdata.schema import INCOMPLETE, OUTCOMES, SPLIT
+from mmdata.stages.deny import host_of
 
 _AGAIN = "`mmdata retry` asks again"
 ADVICE = {
@@ -66,7 +66,7 @@ def failures(url: str, hosts: int = 3) -> Failures:
     lost = table.filter(pc.is_in(table.column("reason"), pa.array(trouble)))
     counts: dict[str, Counter[str]] = {}
     for reason, where in zip(lost.column("reason").to_pylist(), lost.column("url").to_pylist(), strict=True):
-        counts.setdefault(reason, Counter())[_host(where)] += 1
+        counts.setdefault(reason, Counter())[host_of(where or "") or "(no host)"] += 1
     classes: list[ClassFacts] = [
         {
             "outcome": outcome, "rows": found.total(), "share": found.total() / lost.num_rows,
@@ -93,10 +93,3 @@ def _family(outcome: str) -> str:
     if outcome in ADVICE:
         return outcome
     return next((family for family, prefixes in _FAMILIES.items() if outcome.startswith(tuple(prefixes))), "other")
-
-
-def _host(url: str | None) -> str:
-    try:
-        return urlsplit(url or "").hostname or "(no host)"
-    except ValueError:
-        return "(no url)"

@@ -1,10 +1,12 @@
 """Tables for a terminal."""
 
+import pyarrow as pa
+
 from mmdata.engine import Forecast, RunResult
 from mmdata.engine.forecast import Span, StepForecast
 from mmdata.plan import Plan, written
 from mmdata.stages.dedupe import Dedupe
-from mmdata.stages.likeness import Hashes
+from mmdata.stages.likeness import Hashes, Way
 
 _PASSES = {
     "kept": "kept",
@@ -71,15 +73,17 @@ def plan_text(plan: Plan) -> str:
 
 
 def _chance_lines(plan: Plan) -> list[str]:
-    """Say of each comparison by likeness how many rows look like a row by chance, if no row goes before; refuse too many."""
-    stages = [stage for stage in plan.stages if isinstance(stage, Dedupe) and isinstance(stage.way, Hashes)]
+    """Say of each comparison by likeness what its largest task holds and how many rows look like a row by chance.
+
+    As many rows are counted as there would be if none went before. Refuses what chance alone would drop.
+    """
+    stages = [stage for stage in plan.stages if isinstance(stage, Dedupe) and stage.way is not None]
     if not stages:
         return []  # a source is not looked at without need
     num = sum(part.stop - part.start for source in plan.source for part in source.scan())
-    lines = []
-    for stage in stages:
-        assert stage.likeness is not None
-        links = stage.likeness.chance(num, plan.fields[stage.likeness.column].type)
-        way = f"{stage.likeness.column} within {stage.likeness.radius}"
-        lines.append(f"  dedupe by {way}: of {num:,} rows, {links:.2g} look like a row by chance")
-    return lines
+    return [f"  {_way_line(way, num, plan.fields[way.column].type)}" for stage in stages if (way := stage.way) is not None]
+
+
+def _way_line(way: Way, num: int, kind: pa.DataType) -> str:
+    line = f"dedupe by {way}: of {num:,} rows, {way.memory_mib(num, kind):,} MiB in its largest task"
+    return f"{line}, {way.chance(num, kind):.2g} look like a row by chance" if isinstance(way, Hashes) else line

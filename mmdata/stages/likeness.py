@@ -26,6 +26,9 @@ from mmdata.stages.passes import Share
 
 COMPARED = "_by0"  # the column of records that a way compares
 _LEAST_CHANCE = 0.1
+_HELD_MIB = 512  # of vectors, as float32
+# What the largest task of a way holds of each row, measured with all that it reads of it: ids, hash, places, ranks.
+_BYTES_64, _BYTES_256, _BYTES_VECTOR = 400, 700, 450
 
 
 class Way(Model, ABC):
@@ -43,6 +46,10 @@ class Way(Model, ABC):
     @abstractmethod
     def shares(self) -> tuple[Share, ...]:
         """Return how pairs are found, by tasks."""
+
+    @abstractmethod
+    def memory_mib(self, num: int, kind: pa.DataType) -> int:
+        """Return what its largest task holds for so many rows, beside the worker itself."""
 
     @abstractmethod
     def judge(self, rows: pa.Table, found: pa.Table, things: Things, share: float | None) -> pa.Table:
@@ -83,6 +90,10 @@ class Hashes(Way):
                 hint="take a smaller radius or `pdq`, or say `any_chance: true`",
             )
         return links
+
+    def memory_mib(self, num: int, kind: pa.DataType) -> int:
+        """Return what choosing takes: all hashes and ids, and what ranks them."""
+        return num * (_BYTES_64 if pa.types.is_uint64(_item_type(kind)) else _BYTES_256) >> 20
 
     def __str__(self) -> str:
         """Say it for people."""
@@ -136,8 +147,13 @@ class _Vectors(Way):
                 hint="name a column of embeddings, such as `clip_score: {embeddings: [image]}` writes",
             )
 
+    def memory_mib(self, num: int, kind: pa.DataType) -> int:
+        """Return what choosing takes, or a share of the products."""
+        return max(num * _BYTES_VECTOR >> 20, min(num * int(kind.list_size) * 4 >> 20, _HELD_MIB) + 64)
+
     def _unit(self, rows: pa.Table) -> Unit:
-        return Unit(Lines(rows.column(COMPARED).filter(rows.column(COMPARED).is_valid())))
+        column = rows.column(COMPARED)
+        return Unit(Lines(column if column.null_count == 0 else column.drop_null()), _HELD_MIB)
 
 
 def _places(rows: pa.Table) -> np.ndarray:

@@ -94,13 +94,6 @@ def _few_latin(text: "pl.Series", chars: np.ndarray, least: float) -> np.ndarray
     return few
 
 
-def latin_share(text: str) -> float:
-    """Return the share of letters that lie in the Latin blocks (below U+0250); 1 for a text without letters."""
-    import polars as pl
-
-    return float(latin_shares(pl.Series([text]))[0])
-
-
 def latin_shares(text: "pl.Series") -> np.ndarray:
     """Return the share of the letters that lie in the Latin blocks (below U+0250), (N,) float64; 1 without letters."""
     letters, latin = (_numbers(text.str.count_matches(pattern)) for pattern in (r"\p{L}", r"[\p{L}&&[\x00-\x{24F}]]"))

@@ -1,14 +1,18 @@
 """Fingerprints of pictures, and what `dedupe` makes of them in a run."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
+import imagehash
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmdata.dedupe import alike_verdicts, bucket_of
 from mmdata.dedupe.alike import Things, hashes_in, judge_hashes
@@ -31,6 +35,19 @@ from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Folder
 from tests.conftest import encode
 
+HELD = """
+import sys, pyarrow as pa, polars
+from mmdata.dedupe import alike
+from mmdata.stages.dedupe import Dedupe
+from mmdata.stages.likeness import Hashes
+held = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) >> 10
+rows = pa.ipc.open_file(pa.memory_map(sys.argv[1])).read_all()
+before, found = held(), None
+for each in Dedupe(likeness=Hashes(radius=2, any_chance=True)).passes()[1:]:
+    found = each.work(rows, found, 0, 1)
+print(held() - before, found.num_rows)
+"""
+
 
 def picture(seed: int, side: int = 96) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -50,9 +67,6 @@ def distance(one: str, other: str) -> int:
 
 @pytest.mark.parametrize("side", [64, 200, 700])
 def test_phash_has_imagehash_bits(side: int) -> None:
-    imagehash = pytest.importorskip("imagehash")
-    from PIL import Image
-
     for seed in range(5):
         image = picture(seed, side)
         assert f"{phash(image):016x}" == str(imagehash.phash(Image.fromarray(image)))
@@ -207,4 +221,22 @@ def test_a_likeness_that_chance_alone_gives_is_refused() -> None:
 def test_a_plan_says_what_chance_gives(tmp_path: Path) -> None:
     source = folder_of_copies(tmp_path / "i")
     plan = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Hashes(radius=4))))
-    assert "dedupe by phash within 4: of 6 rows, 1.8e-13 look like a row by chance" in plan_text(plan)
+    said = "dedupe by phash within 4: of 6 rows, 0 MiB in its largest task, 1.8e-13 look like a row by chance"
+    assert said in plan_text(plan)
+    risky = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Hashes(radius=30))))
+    with pytest.raises(ConfigError, match=r"of 6 rows, 1.8 are within 30 of 64 bits of a row by chance"):
+        plan_text(risky)
+
+
+def test_a_task_holds_what_the_plan_says(tmp_path: Path) -> None:
+    """In a process of its own: the rows lie in a file, as a pass would read them."""
+    num, way = 300_000, Hashes(radius=2, any_chance=True)
+    hashes = np.random.default_rng(1).integers(0, 1 << 64, num, dtype=np.uint64)
+    hashes[: num // 10] = hashes[-(num // 10) :] ^ np.uint64(1)
+    rows = Dedupe(likeness=way)._prepare(table_of(pa.array(hashes, pa.uint64())).rename_columns({"hash": "phash"}))
+    with pa.ipc.new_file(str(tmp_path / "rows.arrow"), rows.schema) as file:
+        file.write_table(rows)
+    done = subprocess.run([sys.executable, "-c", HELD, str(tmp_path / "rows.arrow")], capture_output=True, text=True, check=True)
+    held, dropped = map(int, done.stdout.split())
+    assert dropped == num // 10
+    assert held <= way.memory_mib(num, pa.uint64()) + 24  # what numpy and polars load when they first work

@@ -32,6 +32,7 @@ stages:
   - keep: {where: "keep_width and not kind = 'odd'", nulls: keep}
   - top: {column: width, count: 140, over: all, ties: hash}
   - cap: {per: ["host(url)"], rows: 4, best: score}
+  - dedupe: {likeness: {column: look, radius: 2}, keep: [score]}
   - sample: {share: 0.9}
   - sample: {count: 12}
 """
@@ -42,6 +43,8 @@ def write_pool(home: Path) -> None:
     dice = random.Random(1)
     score = [dice.choice([None, float("nan"), 0.25, round(dice.random(), 2), dice.random()]) for _ in range(ROWS)]
     home.mkdir(exist_ok=True)
+    more = random.Random(2)
+    looks = [more.getrandbits(64) for _ in range(60)]
     table = pa.table({
         "uid": [f"{dice.getrandbits(128):032x}" for _ in range(ROWS)],
         "url": [f"http://h{dice.randrange(9)}.net/{row}.jpg" for row in range(ROWS)],
@@ -49,9 +52,10 @@ def write_pool(home: Path) -> None:
         "kind": pa.array([dice.choice(["art", "photo", "odd", None]) for _ in range(ROWS)], pa.string()),
         "width": pa.array([dice.choice([None, *range(30, 60)]) for _ in range(ROWS)], pa.int64()),
         "score": pa.array(score, pa.float32()),
+        "look": [f"{more.choice(looks) ^ 1 << more.randrange(64):016x}" for _ in range(ROWS)],
     })  # fmt: skip
     pq.write_table(table, home / "pool.parquet")
-    carry = "carry: {kind: string, width: int64, score: float32}"
+    carry = "carry: {kind: string, width: int64, score: float32, look: string}"
     write_yaml(home, f"entries:\n  pool: {{files: [pool.parquet], {carry}}}\n", "catalog.yaml")
     (home / "domains.txt").write_text("h3.net\n", encoding="utf-8")
     (home / "phrases.txt").write_text("free money\n", encoding="utf-8")
@@ -91,7 +95,7 @@ def judged(home: Path) -> Path:
     dropped = result.funnel["dropped"]
     assert set(dropped) >= {
         "domain_blocked", "phrase_blocked", "text_few_words", "worth_false", "worth_null", "score_below_top", "score_missing",
-        "where_false", "width_below_top", "over_cap", "not_sampled",
+        "where_false", "width_below_top", "over_cap", "near_duplicate", "not_sampled",
     }  # fmt: skip
     assert result.funnel["kept"] == 12
     return home / "run"
