@@ -184,7 +184,7 @@ class Values:
 def collapse(texts: pa.ChunkedArray, of: Sketches, way: MinHash) -> Values:
     """Return texts of equal runs as one value."""
     set_N2 = of.set_N2
-    order = np.lexsort((set_N2[:, 1], set_N2[:, 0], ~set_N2.any(axis=1)))
+    order = np.lexsort((~set_N2[:, 1], ~set_N2[:, 0]))  # those without words last
     ordered = set_N2[order]
     fresh = np.ones(len(order), bool)
     fresh[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -223,28 +223,27 @@ def near_texts(
 def near_values(values: Values, threshold: float, part: Part = WHOLE, max_pairs: int = MAX_PAIRS) -> Pairs:
     """Return pairs of different values of a Jaccard similarity of at least `threshold`, places in `first_U`.
 
-    The runs of those texts that have another beside them in some band of this part are held in memory, 8 bytes each.
+    The runs of those texts that have another beside them in some band of this part are held in memory, about 55 bytes each.
 
     part      (number, of how many): only this part of the pairs; all parts together hold each pair once
     raises    PartitionError where there are more than `max_pairs`, or 20 times as many would have to be compared
     """
     bands = range(part[0], values.keys_VB.shape[1], part[1])
-    meeting = np.zeros(len(values.keys_VB), bool)
-    tries = 0
-    for band in bands:
-        order, first, num = _groups(values.keys_VB[:, band])
-        meeting[order[_members(first, num)]] = True
-        tries += int((num * (num - 1) // 2).sum())
+    groups = {band: _groups(values.keys_VB[:, band]) for band in bands}
+    tries = sum(int((num * (num - 1) // 2).sum()) for _, num in groups.values())
     if tries > _TRIES_A_PAIR * max_pairs:
         raise PartitionError(
             f"{tries:,} pairs of texts would have to be compared: many texts are alike in a part of their words",
             hint="take a higher threshold or longer bands, or drop texts made from a template first",
         )
+    meeting = np.zeros(len(values.keys_VB), bool)
+    for members, _ in groups.values():
+        meeting[members] = True
     compare = _Compare(values, np.flatnonzero(meeting))
     none = no_pairs()
     found, total = [(none.left_P, none.right_P, none.distance_P)], 0
     for band in bands:
-        for left, right in _candidates(values.keys_VB, band):
+        for left, right in _candidates(values.keys_VB, band, *groups[band]):
             similarity = compare(left, right)
             near = similarity >= threshold
             total += int(near.sum())
@@ -253,27 +252,21 @@ def near_values(values: Values, threshold: float, part: Part = WHOLE, max_pairs:
     return in_order(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return an order of keys, and where groups of two or more equal ones begin in it, and how many each has."""
+def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of keys that others are equal to, group after group, (M,) int64, and the size of each group, (G,)."""
     order = np.argsort(keys)
     ordered = keys[order]
-    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(keys) else np.zeros(0, np.int64)
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(keys)])
     num = np.diff(np.append(first, len(keys)))
-    return order, first[num > 1], num[num > 1]
+    return order[np.repeat(num > 1, num)], num[num > 1]
 
 
-def _members(first: np.ndarray, num: np.ndarray) -> np.ndarray:
-    """Return the places of all members of groups, (M,) int64."""
-    ends = np.cumsum(num)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(first - (ends - num), num)
-
-
-def _candidates(keys_VB: np.ndarray, band: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield places of all pairs whose first equal key is that of a band, a million at a time at most."""
-    order, first, num = _groups(keys_VB[:, band])
+def _candidates(keys_VB: np.ndarray, band: int, members: np.ndarray, num: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield places of all pairs in the groups of a band whose first equal key is that of it, a million at a time at most."""
+    first = np.cumsum(num) - num
     for group, one, other in crossed(num, num):
         once = one < other
-        left, right = order[first[group[once]] + one[once]], order[first[group[once]] + other[once]]
+        left, right = members[first[group[once]] + one[once]], members[first[group[once]] + other[once]]
         for before in range(band):
             apart = keys_VB[left, before] != keys_VB[right, before]
             left, right = left[apart], right[apart]
@@ -300,12 +293,13 @@ class _Compare:
         """Return the similarities of pairs of these places, (P,) float64."""
         one, other = self._row[left], self._row[right]
         total = self._num[one] + self._num[other]
-        common = np.zeros(len(one), np.int64)
+        common = np.zeros(len(one), np.float64)
         cuts = np.flatnonzero(np.diff(np.cumsum(total) // _COMMON_AT_ONCE)) + 1
         for pairs in np.split(np.arange(len(one)), cuts):
             both = self._runs[one[pairs]].multiply(self._runs[other[pairs]])
             common[pairs] = np.diff(both.indptr)
-        return common / (total - common)
+        similarity: np.ndarray = common / (total - common)
+        return similarity
 
 
 def _refuse_many(total: int, max_pairs: int, threshold: float) -> None:

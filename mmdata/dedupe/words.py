@@ -3,8 +3,8 @@
 Decided here: texts are read in NFKC and lower case. A word is a run of letters, marks and digits (Unicode's categories L, M
 and N, as Python's tables have them); all else parts words and counts for nothing, so "don't" is two words and an emoji none.
 Chinese, Japanese, Thai, Lao, Burmese and Khmer put no spaces between words: each of their letters, with its marks, is a word,
-and n words are n characters there, about half as much text as in a script with spaces. A word is known by 64 bits, and so is a
-run of words; the same on every machine, and for ever: a reference keeps them.
+and n words are n characters there, about half as much text as in a script with spaces. A word is known by 64 bits of its first
+256 bytes, and a run of words by 64 bits; the same on every machine, and for ever: a reference keeps them.
 """
 
 import unicodedata
@@ -19,6 +19,7 @@ from mmdata.dedupe.exact import hashes_of_spans, lowered
 from mmdata.storage.digest import mix64
 
 _AT_ONCE = 1 << 22  # bytes: more leaves the processor's caches
+_LONGEST = 256  # bytes of a word that are read: one of megabytes is no word
 _STEP = np.uint64(0xD1342543DE82EF95)  # runs are polynomials in it (Steele and Vigna's multiplier, 2021): order counts
 
 # Kinds of characters: what parts words; letters of words; letters that are words; marks of the one and of the other.
@@ -110,7 +111,7 @@ def _words(data: np.ndarray, first_N: np.ndarray) -> Pieces:
     edges = np.flatnonzero(begins | (kind == _GAP))
     number = np.flatnonzero(begins[edges])
     start, end = edges[number], np.append(edges, len(data))[number + 1]
-    return Pieces(hashes_of_spans(data, start, end - start), np.searchsorted(start, first_N))
+    return Pieces(hashes_of_spans(data, start, np.minimum(end - start, _LONGEST)), np.searchsorted(start, first_N))
 
 
 def _kinds(data: np.ndarray) -> np.ndarray:

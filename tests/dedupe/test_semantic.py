@@ -102,7 +102,7 @@ def texts_of(number: int) -> str:
 
 @pytest.mark.parametrize("rows", [7, 100])
 def test_captions_are_alike_by_their_words(tmp_path: Path, rows: int) -> None:
-    lines = [{"url": f"http://pictures.test/{number}", "text": texts_of(number)} for number in range(60)]
+    lines: list[dict[str, object]] = [{"url": f"http://pictures.test/{number}", "text": texts_of(number)} for number in range(60)]
     lines += [
         {"url": "http://pictures.test/again", "text": texts_of(0).upper()},
         {"url": "http://pictures.test/none", "text": None},
@@ -124,7 +124,7 @@ def test_documents_are_alike_by_all_their_words(tmp_path: Path) -> None:
     """Of two documents that differ by a word the earlier stays whole; a third has one block of it and stays too."""
     blocks = [texts_of(number) for number in (0, 2, 5)]
     documents = [blocks, [blocks[0], blocks[1], texts_of(5).replace("5", "five")], [blocks[0], texts_of(8), texts_of(11)]]
-    lines = [{"images": [None] * 3, "texts": texts} for texts in documents]
+    lines: list[dict[str, object]] = [{"images": [None] * 3, "texts": texts} for texts in documents]
     source = catalog_of(tmp_path, lines, 100, "shape: documents, ")
     stage = Dedupe(captions=Texts(jaccard=0.9), keep=("earliest",), unit="sample")
     result = Runner(Plan(name="documents", source=(source,), stages=(stage,)), str(tmp_path / "run")).execute(
