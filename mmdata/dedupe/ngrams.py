@@ -66,8 +66,9 @@ def _num_words(texts: pa.ChunkedArray, runs: Pieces, n: int) -> np.ndarray:
 def hits(texts: pa.ChunkedArray, grams: Grams) -> tuple[np.ndarray, np.ndarray]:
     """Return which text of the reference each text has most runs in common with, and how many of its runs the reference has.
 
-    The runs of all texts are looked for in one pass over the reference, about 60 bytes of memory each: many at a time are cheaper. A run that several
-    texts of the reference have counts for the first of them; of texts that as many runs meet the first is named.
+    The runs of all texts are looked for in one pass over the reference, about 60 bytes of memory each: many at a time are
+    cheaper. A run that several texts of the reference have counts for the first of them; of texts that as many runs meet the
+    first is named.
 
     returns   (N,) int64, places in the reference, -1 where no run is met;
               (N,) float32 in [0, 1], of the runs of the text; 0 for a text without words

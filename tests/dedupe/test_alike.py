@@ -202,7 +202,11 @@ def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(t
         Dedupe(likeness=Hashes(column="phash_views", radius=6, any_chance=True), keep=("area",)),
     )
     run(tmp_path / "a", source, InlineExecutor(), *stages)
-    run(tmp_path / "b", source, ProcessExecutor(2), *stages)
+    processes = ProcessExecutor(2)
+    try:
+        run(tmp_path / "b", source, processes, *stages)
+    finally:
+        processes.close()
     files = [sorted((tmp_path / name).glob("passes/*/[123]/*.arrow")) for name in "ab"]
     assert len(files[0]) >= 10  # two stages: values, pairs in three parts, verdicts
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessExecutor]:
+    """Two workers for all tests: each loads torch once."""
+    executor = ProcessExecutor(2)
+    yield executor
+    executor.close()
+
+
 def run(home: Path, images: Path, stage: Dedupe, executor: Executor) -> tuple[RunResult, list[bytes]]:
     """Return what a run came to, and the files that its tasks shared and wrote."""
     from fire_stages import VectorFolder  # of another package: tests/fire/plugin
@@ -60,9 +69,11 @@ SEMDEDUP = Dedupe(semdedup=SemDeDup(column="vector", epsilon=0.001, clusters=3, 
 
 
 @pytest.mark.parametrize("stage", [EXACT, CLUSTERED, SEMDEDUP], ids=["exact", "clustered", "semdedup"])
-def test_tasks_that_share_the_work_give_the_same_bytes_on_every_executor(tmp_path: Path, images: Path, stage: Dedupe) -> None:
+def test_tasks_that_share_the_work_give_the_same_bytes_on_every_executor(
+    tmp_path: Path, images: Path, stage: Dedupe, processes: ProcessExecutor
+) -> None:
     result, files = run(tmp_path / "a", images, stage, InlineExecutor())
-    assert files == run(tmp_path / "b", images, stage, ProcessExecutor(2))[1]
+    assert files == run(tmp_path / "b", images, stage, processes)[1]
     assert result.funnel["kept"] + result.funnel["dropped"]["near_duplicate"] == NUM
     assert result.funnel["dropped"]["near_duplicate"] >= NUM // 3
 
