@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.dedupe.blocks import WHOLE, Part
 from mmdata.dedupe.hamming import MAX_PAIRS
@@ -322,3 +323,18 @@ def whole_texts(table: pa.Table) -> pa.Table:
     whole = pl.when(pl.col("text").count() > 0).then(there.str.join("\n")).alias("text")
     found = frame.sort("sample_id", "position", "text").group_by("sample_id", maintain_order=True).agg(whole)
     return found.to_arrow().cast(pa.schema([("sample_id", pa.string()), ("text", pa.large_string())]))
+
+
+def whole_at_first(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """Return `whole_texts` of a column, each at the first row of its sample by `position`, and null at its other rows.
+
+    table    (N rows) `sample_id`, `position`, the column; samples are whole in it
+    """
+    whole = whole_texts(table.select(["sample_id", "position", column]).rename_columns(["sample_id", "position", "text"]))
+    ids = table.column("sample_id").combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.lexsort((table.column("position").to_numpy(), ids))
+    first = order[np.append(True, np.diff(ids[order]) > 0)[: len(order)]]
+    place = pc.index_in(table.column("sample_id").take(pa.array(first)), whole.column("sample_id").combine_chunks())
+    at_N = np.full(table.num_rows, -1)
+    at_N[first] = place.to_numpy()
+    return whole.column("text").take(pa.array(at_N, mask=at_N < 0))
