@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.dedupe.exact import hashes_of_spans, lowered
 from mmdata.storage.digest import mix64
@@ -169,3 +170,33 @@ def _short(hash_W: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarra
         longer = size > step
         run[longer] = run[longer] * _STEP + hash_W[first[longer] + step]
     return run
+
+
+def whole_texts(table: pa.Table) -> pa.Table:
+    """Return the text of each sample: the texts of its rows, in `position` order, a newline between two; nulls left out.
+
+    table    `sample_id`, `position`, `text`
+    returns  `sample_id`, ascending, and `text`, large_string: null where no row has one
+    """
+    import polars as pl  # a worker that only downloads does not need it
+
+    frame = pl.DataFrame(pl.from_arrow(table.select(["sample_id", "position", "text"])))
+    there = pl.col("text").drop_nulls()
+    whole = pl.when(pl.col("text").count() > 0).then(there.str.join("\n")).alias("text")
+    found = frame.sort("sample_id", "position", "text").group_by("sample_id", maintain_order=True).agg(whole)
+    return found.to_arrow().cast(pa.schema([("sample_id", pa.string()), ("text", pa.large_string())]))
+
+
+def whole_at_first(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """Return `whole_texts` of a column, each at the first row of its sample by `position`, and null at its other rows.
+
+    table    (N rows) `sample_id`, `position`, the column; samples are whole in it
+    """
+    whole = whole_texts(table.select(["sample_id", "position", column]).rename_columns(["sample_id", "position", "text"]))
+    ids = table.column("sample_id").combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.lexsort((table.column("position").to_numpy(), ids))
+    first = order[np.append(True, np.diff(ids[order]) > 0)[: len(order)]]
+    place = pc.index_in(table.column("sample_id").take(pa.array(first)), whole.column("sample_id").combine_chunks())
+    at_N = np.full(table.num_rows, -1)
+    at_N[first] = place.to_numpy()
+    return whole.column("text").take(pa.array(at_N, mask=at_N < 0))
