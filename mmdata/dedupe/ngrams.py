@@ -39,7 +39,7 @@ class Grams:
 
 
 def grams_of(texts: pa.ChunkedArray, n: int = WORDS, least_words: int = LEAST_WORDS) -> Grams:
-    """Return the runs of `n` words in the texts of a reference, 16 bytes each; three times as much is needed on the way.
+    """Return the runs of `n` words in the texts of a reference, 16 bytes each; making them takes about 60.
 
     least_words   texts of fewer words say nothing, and are left out. In Chinese, Japanese or Thai a character is a word
     """
@@ -66,8 +66,9 @@ def _num_words(texts: pa.ChunkedArray, runs: Pieces, n: int) -> np.ndarray:
 def hits(texts: pa.ChunkedArray, grams: Grams) -> tuple[np.ndarray, np.ndarray]:
     """Return which text of the reference each text has most runs in common with, and how many of its runs the reference has.
 
-    The runs of all texts are looked for in one pass over the reference: many texts at a time are cheaper. A run that several
-    texts of the reference have counts for the first of them; of texts that as many runs meet the first is named.
+    The runs of all texts are looked for in one pass over the reference, about 60 bytes of memory each: many at a time are
+    cheaper. A run that several texts of the reference have counts for the first of them; of texts that as many runs meet the
+    first is named.
 
     returns   (N,) int64, places in the reference, -1 where no run is met;
               (N,) float32 in [0, 1], of the runs of the text; 0 for a text without words

@@ -3,8 +3,8 @@
 Decided here: texts are read in NFKC and lower case. A word is a run of letters, marks and digits (Unicode's categories L, M
 and N, as Python's tables have them); all else parts words and counts for nothing, so "don't" is two words and an emoji none.
 Chinese, Japanese, Thai, Lao, Burmese and Khmer put no spaces between words: each of their letters, with its marks, is a word,
-and n words are n characters there, about half as much text as in a script with spaces. A word is known by 64 bits, and so is a
-run of words; the same on every machine, and for ever: a reference keeps them.
+and n words are n characters there, about half as much text as in a script with spaces. A word is known by 64 bits of its first
+256 bytes, and a run of words by 64 bits; the same on every machine, and for ever: a reference keeps them.
 """
 
 import unicodedata
@@ -14,11 +14,13 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmdata.dedupe.exact import hashes_of_spans, lowered
 from mmdata.storage.digest import mix64
 
 _AT_ONCE = 1 << 22  # bytes: more leaves the processor's caches
+_LONGEST = 256  # bytes of a word that are read: one of megabytes is no word
 _STEP = np.uint64(0xD1342543DE82EF95)  # runs are polynomials in it (Steele and Vigna's multiplier, 2021): order counts
 
 # Kinds of characters: what parts words; letters of words; letters that are words; marks of the one and of the other.
@@ -110,7 +112,7 @@ def _words(data: np.ndarray, first_N: np.ndarray) -> Pieces:
     edges = np.flatnonzero(begins | (kind == _GAP))
     number = np.flatnonzero(begins[edges])
     start, end = edges[number], np.append(edges, len(data))[number + 1]
-    return Pieces(hashes_of_spans(data, start, end - start), np.searchsorted(start, first_N))
+    return Pieces(hashes_of_spans(data, start, np.minimum(end - start, _LONGEST)), np.searchsorted(start, first_N))
 
 
 def _kinds(data: np.ndarray) -> np.ndarray:
@@ -168,3 +170,33 @@ def _short(hash_W: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarra
         longer = size > step
         run[longer] = run[longer] * _STEP + hash_W[first[longer] + step]
     return run
+
+
+def whole_texts(table: pa.Table) -> pa.Table:
+    """Return the text of each sample: the texts of its rows, in `position` order, a newline between two; nulls left out.
+
+    table    `sample_id`, `position`, `text`
+    returns  `sample_id`, ascending, and `text`, large_string: null where no row has one
+    """
+    import polars as pl  # a worker that only downloads does not need it
+
+    frame = pl.DataFrame(pl.from_arrow(table.select(["sample_id", "position", "text"])))
+    there = pl.col("text").drop_nulls()
+    whole = pl.when(pl.col("text").count() > 0).then(there.str.join("\n")).alias("text")
+    found = frame.sort("sample_id", "position", "text").group_by("sample_id", maintain_order=True).agg(whole)
+    return found.to_arrow().cast(pa.schema([("sample_id", pa.string()), ("text", pa.large_string())]))
+
+
+def whole_at_first(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """Return `whole_texts` of a column, each at the first row of its sample by `position`, and null at its other rows.
+
+    table    (N rows) `sample_id`, `position`, the column; samples are whole in it
+    """
+    whole = whole_texts(table.select(["sample_id", "position", column]).rename_columns(["sample_id", "position", "text"]))
+    ids = table.column("sample_id").combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.lexsort((table.column("position").to_numpy(), ids))
+    first = order[np.append(True, np.diff(ids[order]) > 0)[: len(order)]]
+    place = pc.index_in(table.column("sample_id").take(pa.array(first)), whole.column("sample_id").combine_chunks())
+    at_N = np.full(table.num_rows, -1)
+    at_N[first] = place.to_numpy()
+    return whole.column("text").take(pa.array(at_N, mask=at_N < 0))

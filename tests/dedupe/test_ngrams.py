@@ -62,6 +62,12 @@ def test_words(text: str, expected: list[str]) -> None:
     assert len(apart.hash_S) == len(expected)
 
 
+def test_a_word_of_megabytes_is_known_by_its_start() -> None:
+    blob = "x" * 5_000_000
+    one, other, short = words_of(column([blob, blob[:256] + "y", blob[:255]])).hash_S
+    assert one == other != short
+
+
 def test_runs_are_the_same_on_every_machine() -> None:
     runs = runs_of(column(["A photo of a small dog, asleep on a red sofa by the window", "一只狗", None, "two words"]), 8)
     assert runs.first_N.tolist() == [0, 7, 8, 8, 9]
