@@ -1,5 +1,6 @@
 """Rows that an eval set or an earlier corpus holds: edited copies are found with their evidence, clean rows stay."""
 
+import hashlib
 import io
 import json
 import re
@@ -42,7 +43,7 @@ from mmdata.shards.reference import (
 from mmdata.stages import against
 from mmdata.stages.against import Against
 from mmdata.stages.clip_score import ClipScore
-from mmdata.stages.comparing import Comparing, PastHashes, PastTexts, PastVectors
+from mmdata.stages.comparing import Comparing, Equal, PastHashes, PastTexts, PastVectors
 from mmdata.stages.decontaminate import Decontaminate
 from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.measure import Measure
@@ -111,7 +112,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(home: Path) -> Reference:
     """The eval set's reference, from its folder."""
-    columns = ("pdq", "pdq_views", "phash", "pixels", "folded(text)")
+    columns = ("pdq", "pdq_views", "phash", "pixels", "sha256", "folded(text)")
     return build_reference(EvalSet(str(home / "eval"), "quiz"), str(home / "quiz"), columns, InlineExecutor(), quiet=True)
 
 
@@ -283,6 +284,13 @@ def test_what_was_taken_out_of_the_past_is_found_no_more(home: Path, reference: 
     assert result.funnel["dropped"] == {}
 
 
+def test_raw_bytes_are_looked_for_among_an_eval_sets_files(home: Path, reference: Reference) -> None:
+    column = Equal("raw_sha256").column(reference)
+    assert column == "sha256"
+    digests = [hashlib.sha256((home / f"eval/e{number}.jpg").read_bytes()).digest()[:16] for number in range(8)]
+    assert reference.items(0, column).values.astype(">u8").tobytes() == b"".join(digests)
+
+
 def parquet_of(home: Path, path: Path) -> None:
     pictures = sorted((home / "eval").glob("*.jpg"))
     rows = [
@@ -352,8 +360,8 @@ def test_what_cannot_be_compared_is_refused_before_the_run(
     def refused(*stages: Stage) -> None:
         run(tmp_path, home / "crawl", InlineExecutor(), *stages)
 
-    with pytest.raises(ConfigError, match=r"reference `quiz` .* has no `sha256`[\s\S]*hint: it has pdq"):
-        refused(Decontaminate(references=quiz, by=("sha256",)))
+    with pytest.raises(ConfigError, match=r"reference `quiz` .* has no `url`[\s\S]*hint: it has pdq"):
+        refused(Decontaminate(references=quiz, by=("url",)))
     with pytest.raises(ConfigError, match=r"of the 8 rows of reference `quiz`, 2\.8 are within 30 of 64 bits of a row by chance"):
         refused(Against(references=quiz, likeness=PastHashes(column="phash", radius=30)))
     with pytest.raises(ConfigError, match=r"`likeness` compares hashes, but `pixels` is a digest"):

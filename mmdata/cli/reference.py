@@ -11,7 +11,7 @@ from mmdata.cli.options import say
 def command(  # noqa: PLR0913, PLR0917 - each is a flag
     source: Annotated[str, typer.Argument(help="Eval set: a folder of images, parquet, or WebDataset tars", metavar="SOURCE")],
     out: Annotated[str, typer.Argument(help="Folder of the reference", metavar="OUT")],
-    columns: Annotated[str, typer.Option(help="What is kept, with commas between")] = "phash,pdq,pixels,folded(text)",
+    columns: Annotated[str, typer.Option(help="What is kept, with commas between")] = "phash,pdq,pixels,sha256,folded(text)",
     name: Annotated[str | None, typer.Option(help="What it is called; default: as the folder")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the eval set")] = "unknown",
     text: Annotated[str | None, typer.Option(help="Column of a parquet that holds the captions")] = None,
