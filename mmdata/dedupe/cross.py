@@ -30,6 +30,7 @@ _ENTRY_BYTES = 16  # of a held hash in one choice of blocks: its word and its pl
 _MANY = 1 << 16  # held hashes beyond which those asked for are sorted before they are looked up
 _IN_CACHE = 1 << 15  # asked hashes that are moved together
 _SAMPLE = 256
+_ROWS = 8192  # vectors that are looked at together
 _AT_ONCE = 1 << 20  # comparisons in memory at once
 # Nanoseconds, measured with numpy 2 on one core.
 _SORT_NS, _ASK_NS, _FIND_NS, _CHOICE_NS = 80.0, 20.0, 200.0, 120_000.0
@@ -327,6 +328,60 @@ class VectorIndex:
         if first not in self._loaded:
             self._loaded[first] = load()
         return self._loaded[first]
+
+
+class Picked(Lines):
+    """Some of the vectors of others, (n, D), read where they are asked for."""
+
+    def __init__(self, vectors: np.ndarray | Lines, places: np.ndarray) -> None:
+        """Take vectors, and places of them."""
+        self._of, self._places = vectors, places
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._places)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, D)."""
+        return len(self._places), int(self._of.shape[1])
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return len(self._places) * self.shape[1]
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        """Return some of them, (m, D)."""
+        return np.asarray(self._of[self._places[which]])
+
+
+def distinct(vectors: np.ndarray | Lines) -> tuple[np.ndarray | Lines, np.ndarray]:
+    """Return (N, D) float16 vectors, each once, and which of them each is, (N,) int64.
+
+    A picture that many sites show in place of another has one embedding, and would make pairs without end.
+    """
+    hash_N = np.zeros(len(vectors), np.uint64)
+    weights = np.random.default_rng(0).integers(0, 1 << 64, vectors.shape[1], np.uint64, endpoint=False) | np.uint64(1)
+    for start in range(0, len(vectors), _ROWS):
+        hash_N[start : start + _ROWS] = (_bits(vectors, slice(start, start + _ROWS)) * weights).sum(axis=1, dtype=np.uint64)
+    once = collapse(hash_N)
+    first_U = first_of(once.of_N, len(once.values_UW))
+    # Of vectors with one hash those that differ from the first stay by themselves.
+    copies = np.flatnonzero(first_U[once.of_N] != np.arange(len(vectors)))
+    true = np.ones(len(copies), bool)
+    for start in range(0, len(copies), _ROWS):
+        some = copies[start : start + _ROWS]
+        true[start : start + _ROWS] = (_bits(vectors, some) == _bits(vectors, first_U[once.of_N[some]])).all(axis=1)
+    of_N, others = once.of_N.copy(), copies[~true]
+    of_N[others] = len(first_U) + np.arange(len(others))
+    if len(copies) == len(others):
+        return vectors, np.arange(len(vectors))
+    return Picked(vectors, np.concatenate([first_U, others])), of_N
+
+
+def _bits(vectors: np.ndarray | Lines, which: slice | np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(vectors[which], np.float16).view(np.uint16).astype(np.uint64)
 
 
 # What is nearest to each.

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from mmdata.config import Model
 from mmdata.dedupe.cosine import best_screen
-from mmdata.dedupe.cross import Asking, Index, Nearest, VectorIndex, hash_indexes
+from mmdata.dedupe.cross import Asking, Index, Nearest, VectorIndex, distinct, hash_indexes
 from mmdata.dedupe.exact import column_of
 from mmdata.dedupe.hamming import chance_links, collapse
 from mmdata.dedupe.kept import facts_of, is_hash, kept_column, model_of, source_of
@@ -161,8 +161,8 @@ class Meaning(Comparison):
     method: int = 2
 
     def once(self, values: Any) -> Once:  # noqa: ANN401
-        """Return the vectors as they are."""
-        return Once(values, np.arange(len(values)))
+        """Return the vectors, each once."""
+        return Once(*distinct(values))
 
     def indexes(self, values: Any, asking: Asking, device: str | None) -> Iterator[Index]:  # noqa: ANN401
         """Yield the vectors."""

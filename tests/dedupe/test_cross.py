@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmdata.dedupe import cross
 from mmdata.dedupe.cosine import numpy_screen
-from mmdata.dedupe.cross import Asking, HashIndex, Met, Nearest, VectorIndex, cross_hashes, hash_indexes
+from mmdata.dedupe.cross import Asking, HashIndex, Met, Nearest, VectorIndex, cross_hashes, distinct, hash_indexes
 from mmdata.dedupe.hamming import collapse
 
 
@@ -102,6 +102,18 @@ def test_vectors_meet_at_the_cosine_of_the_numbers_given() -> None:
     }
     assert np.allclose(1 - met.distance_M, cosine[met.held_M, met.asked_M], atol=1e-6)
     assert len(met) > 50
+
+
+@pytest.mark.parametrize("flat", [0, 400])
+def test_equal_vectors_are_one(flat: int) -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.integers(-3, 3, (500, 2 if flat else 40)).astype(np.float16)
+    vectors[rng.permutation(500)[:flat]] = 7
+    values, of = distinct(vectors)
+    assert len(values) == len(np.unique(vectors, axis=0))
+    assert (values[of] == vectors).all()
+    met = VectorIndex(values, 1.0, numpy_screen()).near(np.full((1, vectors.shape[1]), 7, np.float16))
+    assert len(met) <= 7  # 1:1, 2:2 and so on of the same direction
 
 
 @settings(max_examples=50, deadline=None)
