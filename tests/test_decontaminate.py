@@ -29,21 +29,13 @@ from mmdata.report.build_reference import EvalSet, build_reference
 from mmdata.report.duplicates import duplicate_groups, groups_text, write_groups
 from mmdata.report.explain import explain
 from mmdata.schema import PARTITION, ROW
-from mmdata.shards.reference import (
-    ColumnFacts,
-    Items,
-    Names,
-    Reference,
-    ReferenceFacts,
-    finish_reference,
-    open_reference,
-    take_out,
-    write_part,
-)
+from mmdata.shards.reference import ColumnFacts, Items, Reference, ReferenceFacts, open_reference
+from mmdata.shards.reference_files import Names, finish_reference, take_out, write_part
 from mmdata.stages import against
 from mmdata.stages.against import Against
 from mmdata.stages.clip_score import ClipScore
-from mmdata.stages.comparing import Comparing, Equal, PastHashes, PastTexts, PastVectors
+from mmdata.stages.comparing import Comparing, PastHashes, PastTexts, PastVectors
+from mmdata.stages.comparisons import Equal
 from mmdata.stages.decontaminate import Decontaminate
 from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.measure import Measure

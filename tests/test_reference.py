@@ -15,7 +15,9 @@ from mmdata.executors import InlineExecutor
 from mmdata.plan import Plan
 from mmdata.schema import CAPTION, PAYLOAD, ROW
 from mmdata.shards.corpus import open_corpus
-from mmdata.shards.reference import open_reference, take_out
+from mmdata.shards.reference import open_reference
+from mmdata.shards.reference_files import take_out
+from mmdata.shards.sealed import seal
 from mmdata.shards.verify import verify
 from mmdata.stages.clip_score import ClipScore
 from mmdata.stages.comparing import opened
@@ -109,6 +111,14 @@ def test_a_reference_is_part_of_its_corpus(corpus: Path, tmp_path: Path) -> None
         open_reference(str(tmp_path))
     with pytest.raises(ConfigError, match=r"reference `past` .* has no `sscd`[\s\S]*hint: it has phash, pdq"):
         open_reference(str(corpus)).column("sscd")
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(corpus: Path, tmp_path: Path) -> None:
+    facts = json.loads((corpus / "reference/reference.json").read_text(encoding="utf-8"))
+    facts["parts"][0]["files"]["ids"]["file"] = "../ids.00000.npy"
+    (tmp_path / "reference.json").write_text(json.dumps(seal(facts)), encoding="utf-8")
+    with pytest.raises(RunError, match=r"reference\.json: `parts\.0\.files\.ids\.file`: String should match pattern"):
+        open_reference(str(tmp_path))
 
 
 def test_the_same_samples_make_the_same_files(images: Path, corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""All near pairs between two sets of hashes or vectors, exactly: one set is held and arranged, the other streams past it.
+"""All near pairs between two sets of hashes, exactly: one set is held and arranged, the other streams past it.
 
 Decided here: blocks of bits tell which held hashes an asked one must be compared with, as in `blocks`. For each choice of
 blocks the held hashes are moved and sorted once; a bitmap of their top bits lets most of the asked ones go without a search. The
@@ -8,18 +8,15 @@ Digests of 128 bits are hashes of two words and radius 0: what shares a word and
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import Any, Protocol
 
 import numpy as np
 
 from mmdata.dedupe.blocks import BRUTE_NS, CANDIDATE_NS, WHOLE, WORD, Move, Part, blocks_of, mean_agreeing
-from mmdata.dedupe.cosine import Screen, Unit, best_screen, check_threshold
 from mmdata.dedupe.hamming import MAX_PAIRS, collapse
-from mmdata.dedupe.lines import Lines
+from mmdata.dedupe.met import Met, met_of
 from mmdata.dedupe.pairs import crossed
 from mmdata.errors import PartitionError
 
@@ -30,40 +27,9 @@ _ENTRY_BYTES = 16  # of a held hash in one choice of blocks: its word and its pl
 _MANY = 1 << 16  # held hashes beyond which those asked for are sorted before they are looked up
 _IN_CACHE = 1 << 15  # asked hashes that are moved together
 _SAMPLE = 256
-_ROWS = 8192  # vectors that are looked at together
 _AT_ONCE = 1 << 20  # comparisons in memory at once
 # Nanoseconds, measured with numpy 2 on one core.
 _SORT_NS, _ASK_NS, _FIND_NS, _CHOICE_NS = 80.0, 20.0, 200.0, 120_000.0
-
-
-@dataclass(frozen=True)
-class Met:
-    """What is near each other, in any order: places of held and asked ones, (M,) int64, and distances, (M,) float32."""
-
-    held_M: np.ndarray
-    asked_M: np.ndarray
-    distance_M: np.ndarray
-
-    def __len__(self) -> int:
-        """Return how many pairs there are."""
-        return len(self.held_M)
-
-
-def met_of(parts: Sequence[Met]) -> Met:
-    """Return several as one."""
-    none = Met(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    held, asked, distance = zip(*((part.held_M, part.asked_M, part.distance_M) for part in (none, *parts)), strict=True)
-    return Met(np.concatenate(held), np.concatenate(asked), np.concatenate(distance))
-
-
-class Index(Protocol):
-    """What is held, ready to be asked."""
-
-    def near(self, asked: Any) -> Met:  # noqa: ANN401 - words or vectors
-        """Return what is near: places among the held and among the asked."""
-
-
-# Hashes.
 
 
 @dataclass(frozen=True)
@@ -292,144 +258,3 @@ def _expanded(met: Met, held_N: np.ndarray, asked_N: np.ndarray) -> Iterator[tup
 def _members(of_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     num = np.bincount(of_N)
     return np.argsort(of_N, kind="stable"), num, np.cumsum(num) - num
-
-
-# Vectors.
-
-
-class VectorIndex:
-    """Vectors that others are compared with by their cosine; products only screen, see `cosine`."""
-
-    def __init__(self, vectors: np.ndarray | Lines, cosine: float, screen: Screen | None = None, memory_mib: int = 512) -> None:
-        """Take (N, D) float16 or float32 vectors and a cosine in (0, 1]."""
-        check_threshold(cosine)
-        self._unit, self._screen = Unit(vectors, memory_mib), screen or best_screen()
-        self._bound, self._least = cosine - self._screen.margin(self._unit.dim), min(cosine, 1 - 1e-12)
-        self._loaded: dict[int, Any] = {}
-        self._keeps = len(self._unit) * self._unit.dim * 4 <= memory_mib << 20
-
-    def near(self, asked: np.ndarray | Lines) -> Met:
-        """Return all pairs of at least the cosine; the distance is one minus it. A tile of candidates is held at a time."""
-        other, parts = Unit(asked), []
-        for top in range(0, len(other), self._screen.tall):
-            left = self._screen.load(other.rows(slice(top, top + self._screen.tall)))
-            for first in range(0, len(self._unit), self._screen.wide):
-                places, held = self._screen.hits(left, self._tile(first), self._bound)
-                held, places = held + first, places + top
-                cosine = self._unit.cosines(held, places, other)
-                near = cosine >= self._least
-                parts.append(Met(held[near], places[near], np.maximum(1 - cosine[near], 0).astype(np.float32)))
-        return met_of(parts)
-
-    def _tile(self, first: int) -> Any:  # noqa: ANN401 - of the screen's own kind
-        load = partial(self._screen.load, self._unit.rows(slice(first, first + self._screen.wide)))
-        if not self._keeps:
-            return load()
-        if first not in self._loaded:
-            self._loaded[first] = load()
-        return self._loaded[first]
-
-
-class Picked(Lines):
-    """Some of the vectors of others, (n, D), read where they are asked for."""
-
-    def __init__(self, vectors: np.ndarray | Lines, places: np.ndarray) -> None:
-        """Take vectors, and places of them."""
-        self._of, self._places = vectors, places
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._places)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, D)."""
-        return len(self._places), int(self._of.shape[1])
-
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return len(self._places) * self.shape[1]
-
-    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
-        """Return some of them, (m, D)."""
-        return np.asarray(self._of[self._places[which]])
-
-
-def distinct(vectors: np.ndarray | Lines) -> tuple[np.ndarray | Lines, np.ndarray]:
-    """Return (N, D) float16 vectors, each once, and which of them each is, (N,) int64.
-
-    A picture that many sites show in place of another has one embedding, and would make pairs without end.
-    """
-    hash_N = np.zeros(len(vectors), np.uint64)
-    weights = np.random.default_rng(0).integers(0, 1 << 64, vectors.shape[1], np.uint64, endpoint=False) | np.uint64(1)
-    for start in range(0, len(vectors), _ROWS):
-        hash_N[start : start + _ROWS] = (_bits(vectors, slice(start, start + _ROWS)) * weights).sum(axis=1, dtype=np.uint64)
-    once = collapse(hash_N)
-    first_U = first_of(once.of_N, len(once.values_UW))
-    # Of vectors with one hash those that differ from the first stay by themselves.
-    copies = np.flatnonzero(first_U[once.of_N] != np.arange(len(vectors)))
-    true = np.ones(len(copies), bool)
-    for start in range(0, len(copies), _ROWS):
-        some = copies[start : start + _ROWS]
-        true[start : start + _ROWS] = (_bits(vectors, some) == _bits(vectors, first_U[once.of_N[some]])).all(axis=1)
-    of_N, others = once.of_N.copy(), copies[~true]
-    of_N[others] = len(first_U) + np.arange(len(others))
-    if len(copies) == len(others):
-        return vectors, np.arange(len(vectors))
-    return Picked(vectors, np.concatenate([first_U, others])), of_N
-
-
-def _bits(vectors: np.ndarray | Lines, which: slice | np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(vectors[which], np.float16).view(np.uint16).astype(np.uint64)
-
-
-# What is nearest to each.
-
-
-@dataclass
-class Nearest:
-    """Of all that is met the nearest, then the smallest number of its set, then the smallest place: in whatever order it comes.
-
-    distance_N  (N,) float32, infinite where nothing was met    of_N  (N,) int32, the set    place_N  (N,) int64, the place in it
-    """
-
-    num: int
-    distance_N: np.ndarray = field(init=False)
-    of_N: np.ndarray = field(init=False)
-    place_N: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.distance_N = np.full(self.num, np.inf, np.float32)
-        self.of_N = np.full(self.num, -1, np.int32)
-        self.place_N = np.full(self.num, -1, np.int64)
-
-    def add(self, at_M: np.ndarray, of: np.ndarray | int, place_M: np.ndarray, distance_M: np.ndarray) -> None:
-        """Take what was met: by whom, in which set, at which place, how far."""
-        of_M = np.broadcast_to(np.asarray(of, np.int32), len(at_M))
-        order = np.lexsort((place_M, of_M, distance_M, at_M))
-        at, of_M, place, distance = at_M[order], of_M[order], place_M[order], distance_M[order].astype(np.float32)
-        first = np.ones(len(at), bool)
-        first[1:] = at[1:] != at[:-1]
-        at, of_M, place, distance = at[first], of_M[first], place[first], distance[first]
-        nearer = distance < self.distance_N[at]
-        same = distance == self.distance_N[at]
-        nearer |= same & (of_M < self.of_N[at])
-        nearer |= same & (of_M == self.of_N[at]) & (place < self.place_N[at])
-        self.distance_N[at[nearer]], self.of_N[at[nearer]], self.place_N[at[nearer]] = (
-            distance[nearer],
-            of_M[nearer],
-            place[nearer],
-        )
-
-    @property
-    def met(self) -> np.ndarray:
-        """The places of those that met something, (M,) int64."""
-        return np.flatnonzero(self.of_N >= 0)
-
-
-def first_of(of_N: np.ndarray, num: int) -> np.ndarray:
-    """Return the first place of each value, (U,) int64, by the value of each place."""
-    found = np.empty(num, np.int64)
-    found[of_N[::-1]] = np.arange(len(of_N))[::-1]
-    return found

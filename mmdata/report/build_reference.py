@@ -20,17 +20,8 @@ from mmdata.models.spec import OpenClip, ScorerSpec
 from mmdata.plan import Plan
 from mmdata.schema import embedding, is_embedding
 from mmdata.shards.foreign import image_column
-from mmdata.shards.reference import (
-    FOLDER,
-    REFERENCE,
-    Reference,
-    ReferenceFacts,
-    check_names,
-    finish_reference,
-    names_in,
-    open_reference,
-    write_part,
-)
+from mmdata.shards.reference import FOLDER, REFERENCE, Reference, ReferenceFacts, open_reference
+from mmdata.shards.reference_files import check_names, finish_reference, names_in, write_part
 from mmdata.stages.clip_score import ClipScore
 from mmdata.stages.fingerprint import Fingerprint
 from mmdata.stages.foreign import EmbeddedImages, Img2datasetFolder, WebdatasetTars

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mmdata.dedupe.cross import CHUNK, Asking, Nearest
+from mmdata.dedupe.cross import CHUNK, Asking
 from mmdata.dedupe.kept import items_of
+from mmdata.dedupe.met import Nearest
 from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
 from mmdata.shards.reference import Reference
-from mmdata.stages.comparing import REASONS, Comparing, Comparison, Once, names_of
+from mmdata.stages.comparing import Comparing, names_of
+from mmdata.stages.comparisons import REASONS, Comparison, Once
 from mmdata.stages.passes import Pass, Scatter, Share
 from mmdata.stages.verbs import GlobalFilter, Resources
 

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from mmdata.dedupe.cross import Asking, Index, Nearest, first_of
+from mmdata.dedupe.cross import Asking
 from mmdata.dedupe.kept import items_of
+from mmdata.dedupe.met import Index, Nearest, first_of
 from mmdata.shards.reference import ColumnFacts, Reference
-from mmdata.stages.comparing import REASONS, Comparing, Comparison, names_of
+from mmdata.stages.comparing import Comparing, names_of
+from mmdata.stages.comparisons import REASONS, Comparison
 from mmdata.stages.verbs import Batch, Filter, FilterFn, Resources, WorkerContext
 
 _ASKED = Asking(1_000_000, 64)  # rows that a worker is expected to ask about, and at a time where images are decoded

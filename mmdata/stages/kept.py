@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from mmdata.dedupe.kept import columns_kept, described, facts_of, items_of
 from mmdata.shards.manifest import Finish
-from mmdata.shards.reference import ColumnFacts, ReferenceFacts, finish_reference, names_in, write_part
+from mmdata.shards.reference import ColumnFacts, ReferenceFacts
+from mmdata.shards.reference_files import finish_reference, names_in, write_part
 from mmdata.shards.units import EmitPlace
 from mmdata.storage import Store
 

@@ -11,7 +11,7 @@ from mmdata.dedupe.kept import check_kept, columns_kept, source_of
 from mmdata.failpoint import step
 from mmdata.schema import PARTITION, ROW
 from mmdata.shards.manifest import Finish
-from mmdata.shards.reference import check_names
+from mmdata.shards.reference_files import check_names
 from mmdata.shards.units import EmitPlace
 from mmdata.stages.kept import KEPT, facts_json, finish_kept, write_rows
 from mmdata.stages.passes import Emit, Fold, Pass, Scatter

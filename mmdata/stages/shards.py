@@ -22,7 +22,8 @@ from mmdata.errors import ConfigError
 from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
 from mmdata.shards.manifest import Finish, write_manifest
 from mmdata.shards.payloads import is_far, kind_of
-from mmdata.shards.reference import FACTS_FILE, check_names
+from mmdata.shards.reference import FACTS_FILE
+from mmdata.shards.reference_files import check_names
 from mmdata.shards.sorting import sort_media
 from mmdata.shards.units import (
     RECORD_FIELDS,

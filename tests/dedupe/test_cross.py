@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from mmdata.dedupe import cross
 from mmdata.dedupe.cosine import numpy_screen
-from mmdata.dedupe.cross import Asking, HashIndex, Met, Nearest, VectorIndex, cross_hashes, distinct, hash_indexes
+from mmdata.dedupe.cross import Asking, HashIndex, cross_hashes, hash_indexes
+from mmdata.dedupe.cross_vectors import VectorIndex, distinct
 from mmdata.dedupe.hamming import collapse
+from mmdata.dedupe.met import Met, Nearest
 
 
 def by_brute_force(new: np.ndarray, past: np.ndarray, radius: int) -> set[tuple[int, int, int]]:
