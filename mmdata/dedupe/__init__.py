@@ -5,7 +5,6 @@ from mmdata.dedupe.exact import bucket_of, exact_verdicts
 from mmdata.dedupe.groups import choose, components, keepers
 from mmdata.dedupe.hamming import chance_links, near_hashes
 from mmdata.dedupe.minhash import chance_met, near_texts, whole_texts
-from mmdata.dedupe.ngrams import grams_of, hits
 from mmdata.dedupe.pairs import Pairs
 
 __all__ = [
@@ -17,8 +16,6 @@ __all__ = [
     "choose",
     "components",
     "exact_verdicts",
-    "grams_of",
-    "hits",
     "keepers",
     "near_hashes",
     "near_texts",

@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdata.dedupe import words as module
-from mmdata.dedupe.ngrams import Grams, grams_of, hits
+from mmdata.dedupe.cross import Asking
+from mmdata.dedupe.kept import items_of
+from mmdata.dedupe.met import Nearest, first_of
 from mmdata.dedupe.words import runs_of, words_of
+from mmdata.stages.comparisons import Worded
 from mmdata.storage.digest import digest_bytes
 from tests.dedupe import plain
 from tests.dedupe.plain import ALPHABETS, column, prose
@@ -74,27 +77,42 @@ def test_runs_are_the_same_on_every_machine() -> None:
     assert digest_bytes(runs.hash_S.astype("<u8").tobytes())[:16] == "0a9545039b7e9303"
 
 
-def plain_hits(texts: list[str | None], reference: list[str | None], num: int, least: int) -> tuple[list[int], list[float]]:
+def hits(texts: pa.ChunkedArray, reference: pa.ChunkedArray, num: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Return which text of a reference each text has most runs in common with, -1 for none, and which share of its own."""
+    way = Worded(f"runs{num}(text)", share=1e-9)
+    held, asked = (items_of(way.kept(pa.table({"text": some})), way.facts({})) for some in (reference, texts))
+    known, once = way.once(held.values), way.once(asked.values)
+    row = held.owner_M[first_of(known.of_M, len(known.values))]
+    nearest = Nearest(len(once.values))
+    for index in way.indexes(known.values, Asking(len(texts)), None):
+        met = index.near(once.values)
+        nearest.add(met.asked_M, 0, row[met.held_M], met.distance_M)
+    found = way.by_rows(nearest, once, asked.owner_M, len(texts))
+    return found.place_N, np.where(found.of_N >= 0, 1 - found.distance_N, 0)
+
+
+def plain_hits(texts: list[str | None], reference: list[str | None], num: int) -> tuple[list[int], list[float]]:
     first: dict[tuple[str, ...], int] = {}
     for place, text in enumerate(reference):
-        if len(plain.words(text)) >= least:
+        if len(plain.words(text)) >= 3:
             for run in plain.runs(text, num):
                 first.setdefault(run, place)
     places, shares = [], []
     for text in texts:
         runs = plain.runs(text, num)
-        met = Counter(first[run] for run in runs if run in first)
+        met = Counter(first[run] for run in runs if run in first) if len(plain.words(text)) >= 3 else Counter[int]()
         places.append(min(met, key=lambda place: (-met[place], place)) if met else -1)
         shares.append(float(np.float32(met.total() / max(len(runs), 1))))
     return places, shares
 
 
 @settings(max_examples=100, deadline=None)
-@given(texts_of_all_kinds, texts_of_all_kinds, st.integers(1, 4), st.integers(0, 5))
-def test_hits_are_those_of_plain_python(texts: list[str | None], reference: list[str | None], num: int, least: int) -> None:
-    place_N, share_N = hits(column(texts), grams_of(column(reference), num, least))
-    assert (place_N.tolist(), share_N.tolist()) == plain_hits(texts, reference, num, least)
-    assert (str(place_N.dtype), str(share_N.dtype)) == ("int64", "float32")
+@given(texts_of_all_kinds, texts_of_all_kinds, st.integers(2, 5))
+def test_hits_are_those_of_plain_python(texts: list[str | None], reference: list[str | None], num: int) -> None:
+    place_N, share_N = hits(column(texts), column(reference), num)
+    places, shares = plain_hits(texts, reference, num)
+    assert place_N.tolist() == places
+    assert share_N == pytest.approx(shares, abs=1e-6)
 
 
 def test_the_share_says_how_much_of_a_text_is_known() -> None:
@@ -104,25 +122,23 @@ def test_the_share_says_how_much_of_a_text_is_known() -> None:
         "A dog!", "the red fox   sleeps", "The red fox sleeps here", "red fox", None, "",
         " ".join(known), " ".join(known[:20] + prose(3, 20)), " ".join(known[20:28]), " ".join(prose(4, 30)),
     ]  # fmt: skip
-    place_N, share_N = hits(column(texts), grams_of(column(reference)))
+    place_N, share_N = hits(column(texts), column(reference))
     assert place_N.tolist() == [-1, 1, -1, -1, -1, -1, 2, 2, 2, -1]
     assert share_N.tolist() == pytest.approx([0, 1, 0, 0, 0, 0, 1, 13 / 33, 1, 0])
-    assert hits(column(texts), grams_of(column(reference), least_words=2))[0][0] == 0
-    assert hits(column(texts), grams_of(column(reference), n=13))[0].tolist() == [-1, 1, -1, -1, -1, -1, 2, 2, -1, -1]
+    assert hits(column(texts), column(reference), 13)[0].tolist() == [-1, 1, -1, -1, -1, -1, 2, 2, -1, -1]
 
 
 def test_the_text_that_most_runs_meet_is_named() -> None:
     one, other, twin = (" ".join(prose(seed, 30)) for seed in (1, 2, 3))
-    grams = grams_of(column([one, other, twin, twin]))
+    reference = column([one, other, twin, twin])
     texts = [" ".join([*one.split()[:10], *other.split()[:20]]), twin, " ".join([*other.split()[:12], *one.split()[:12]])]
-    assert hits(column(texts), grams)[0].tolist() == [1, 2, 0]
+    assert hits(column(texts), reference)[0].tolist() == [1, 2, 0]
 
 
 def test_captions_of_real_pictures_are_found_in_what_quotes_them() -> None:
     captions = demo_captions()
-    grams = grams_of(column(captions), n=5)
     quoted = [f"Stock photo: {caption.upper()} -- (c) 2024 some agency, all rights kept" for caption in captions]
-    place_N, share_N = hits(column(quoted), grams)
+    place_N, share_N = hits(column(quoted), column(captions), 5)
     long = np.array([len(plain.words(caption)) >= 5 for caption in captions])
     assert long.sum() > 5
     assert all(set(plain.runs(captions[place_N[at]], 5)) & set(plain.runs(quoted[at], 5)) for at in np.flatnonzero(long))
@@ -130,23 +146,7 @@ def test_captions_of_real_pictures_are_found_in_what_quotes_them() -> None:
     assert (share_N[long] > 0).all()
 
 
-def test_a_reference_on_disk_is_searched_where_it_lies(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    reference = column([" ".join(prose(seed, 50)) for seed in range(300)])
-    grams = grams_of(reference)
-    np.save(tmp_path / "hash.npy", grams.hash_G)
-    np.save(tmp_path / "place.npy", grams.place_G)
-    hash_G, place_G = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("hash", "place"))
-    mapped = Grams(hash_G, place_G, grams.n, grams.least_words)
-    order = rng.permutation(300)
-    texts = pa.chunked_array([reference.take(pa.array(order[:100])).chunk(0), pa.array(["unheard of"]), reference.chunk(0)[5:9]])
-    place_N, share_N = hits(texts, mapped)
-    assert place_N.tolist() == [*order[:100].tolist(), -1, 5, 6, 7, 8]
-    assert share_N.tolist() == [1.0] * 100 + [0.0] + [1.0] * 4
-
-
 def test_nothing_is_in_an_empty_reference() -> None:
-    empty = grams_of(column([None, "", "..."]))
-    assert len(empty) == 0
+    empty = column([None, "", "..."])
     assert hits(column(["a b c d", None]), empty)[0].tolist() == [-1, -1]
     assert len(hits(pa.chunked_array([], pa.string()), empty)[0]) == 0
