@@ -83,10 +83,10 @@ def test_every_pipeline_is_sound(path: Path) -> None:
 
 def test_every_stage_has_its_name_in_the_one_table() -> None:
     own = [
-        "block", "cap", "clip_score", "datacomp", "datacomp_entities", "datacomp_language", "datacomp_text",
-        "datacomp_top", "dedupe", "document_quality", "download", "download_img2dataset", "fingerprint", "keep", "language",
-        "match_texts", "measure", "nearest_centroid", "sample", "score", "split_captions", "text_quality", "text_rules",
-        "text_statistics", "top",
+        "against", "block", "cap", "clip_score", "datacomp", "datacomp_entities", "datacomp_language", "datacomp_text",
+        "datacomp_top", "decontaminate", "dedupe", "document_quality", "download", "download_img2dataset", "fingerprint",
+        "keep", "language", "match_texts", "measure", "nearest_centroid", "sample", "score", "split_captions",
+        "text_quality", "text_rules", "text_statistics", "top",
     ]  # fmt: skip
     plugin = ["trap", "trap_filter", "trap_split"]  # of another package: tests/fire/plugin
     assert sorted(named(Stage)) == sorted(own + plugin)

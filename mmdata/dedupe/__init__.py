@@ -4,6 +4,7 @@ from mmdata.dedupe.alike import alike_verdicts
 from mmdata.dedupe.exact import bucket_of, exact_verdicts
 from mmdata.dedupe.groups import choose, components, keepers
 from mmdata.dedupe.hamming import chance_links, near_hashes
+from mmdata.dedupe.minhash import chance_met, near_texts, whole_texts
 from mmdata.dedupe.pairs import Pairs
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "alike_verdicts",
     "bucket_of",
     "chance_links",
+    "chance_met",
     "choose",
     "components",
     "exact_verdicts",
     "keepers",
     "near_hashes",
+    "near_texts",
+    "whole_texts",
 ]

@@ -62,39 +62,61 @@ class Things:
 
     def best(self) -> np.ndarray:
         """Return the place of the best-ranked row of each thing, (T,) int64."""
-        order = np.argsort(-self.rank_N)
-        found = np.empty(int(self.of_N.max(initial=-1)) + 1, np.int64)
-        found[self.of_N[order]] = order  # the best is written last
-        return found
-
-    def keepers(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row that each thing's keeper is known by, (T,) int64, and the distance to it, (T,) float32."""
-        best = self.best()
-        keeper, distance = keepers(pairs, _dense(self.rank_N[best]))
-        return best[keeper], distance
+        return _best_of(self.of_N, self.rank_N)
 
 
-def judge_values(rows: pa.Table, of_N: np.ndarray, pairs: Pairs, rank_N: np.ndarray) -> pa.Table:
-    """Judge rows by pairs of the values that they share, `of_N` (N,) int64: of each value at most one row stays."""
-    keeper, distance = Things(of_N, rank_N).keepers(pairs)
-    return dropped(rows, keeper[of_N], distance[of_N], REASON)
+@dataclass(frozen=True)
+class Items:
+    """What is compared. Items of one value are at distance 0, and pairs are told of values.
+
+    value_I   (I,) int64, the value of each item, 0..V-1      thing_I  (I,) int64, the thing of each item
+    """
+
+    value_I: np.ndarray
+    thing_I: np.ndarray
 
 
-def judge_things(rows: pa.Table, things: Things, pairs: Pairs) -> pa.Table:
-    """Judge rows by pairs of things: all rows of a thing stay or go together."""
-    keeper, distance = things.keepers(pairs)
-    goes = keeper != things.best()
-    keeper_N = np.where(goes[things.of_N], keeper[things.of_N], np.arange(rows.num_rows))
-    return dropped(rows, keeper_N, distance[things.of_N], REASON)
+def judge(rows: pa.Table, things: Things, items: Items, pairs: Pairs, share: float | None = None) -> pa.Table:
+    """Judge things by pairs of the values of their items: all rows of a thing stay or go together, those without items stay.
+
+    share    see `things_alike`
+    returns  verdicts of the dropped rows, sorted by (`_partition`, `_row`); `value` is the distance to the keeper
+    """
+    best = things.best()
+    rank_T = _dense(things.rank_N[best])
+    if len(np.unique(items.thing_I)) == len(items.thing_I):
+        keeper_T, distance_T = _by_values(rank_T, items, pairs)
+    else:
+        keeper_T, distance_T = keepers(things_alike(expanded(pairs, items.value_I), items.thing_I, share), rank_T)
+    goes = keeper_T != np.arange(len(best))
+    keeper_N = np.where(goes[things.of_N], best[keeper_T[things.of_N]], np.arange(rows.num_rows))
+    return dropped(rows, keeper_N, distance_T[things.of_N], REASON)
 
 
-def judge_hashes(rows: pa.Table, column: str, pairs: Pairs, things: Things, share: float | None = None) -> pa.Table:
-    """Judge rows by the pairs of the different hashes in a column, places among those that `collapse` gives of all of them."""
+def _by_values(rank_T: np.ndarray, items: Items, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keeper of each thing and the distance to it, where things have one item at most: of each value one may stay."""
+    keeper_T, distance_T = np.arange(len(rank_T)), np.zeros(len(rank_T), np.float32)
+    if not len(items.value_I):
+        return keeper_T, distance_T
+    best_V = items.thing_I[_best_of(items.value_I, rank_T[items.thing_I])]
+    keeper_V, distance_V = keepers(pairs, _dense(rank_T[best_V]))
+    keeper_T[items.thing_I] = best_V[keeper_V[items.value_I]]
+    distance_T[items.thing_I] = distance_V[items.value_I]
+    return keeper_T, distance_T
+
+
+def _best_of(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return the place of the best-ranked member of each group, all of which have one."""
+    order = np.argsort(-rank, kind="stable")
+    found = np.empty(int(group.max(initial=-1)) + 1, np.int64)
+    found[group[order]] = order  # the best is written last
+    return found
+
+
+def hash_items(rows: pa.Table, column: str, things: Things) -> Items:
+    """Return the hashes of a column as items; their values are places among those that `collapse` gives of all of them."""
     hashes, owner = hashes_in(rows.column(column))
-    of = collapse(hashes).of_N
-    if len(owner) == rows.num_rows == len(things.best()) and share is None:
-        return judge_values(rows, of, pairs, things.rank_N)
-    return judge_things(rows, things, things_alike(expanded(pairs, of), things.of_N[owner], share))
+    return Items(collapse(hashes).of_N, things.of_N[owner])
 
 
 def alike_verdicts(rows: pa.Table, column: str, radius: int, rules: Sequence[str] = ()) -> pa.Table:
@@ -105,7 +127,8 @@ def alike_verdicts(rows: pa.Table, column: str, radius: int, rules: Sequence[str
     returns  verdicts of the dropped rows, sorted by (`_partition`, `_row`); `value` is the distance to the keeper in bits
     """
     pairs = near_values(collapse(hashes_in(rows.column(column))[0]).values_UW, radius)
-    return judge_hashes(rows, column, pairs, Things(np.arange(rows.num_rows), ranks(rows, rules)))
+    things = Things(np.arange(rows.num_rows), ranks(rows, rules))
+    return judge(rows, things, hash_items(rows, column, things), pairs)
 
 
 def things_alike(pairs: Pairs, thing_I: np.ndarray, share: float | None) -> Pairs:

@@ -89,7 +89,7 @@ def best_choice(words: np.ndarray, radius: int, bits: int) -> Choice:
         if choices * (len(words) * _SORT_NS + _CHOICE_NS) > best.cost or choices > _MAX_CHOICES:
             break
         by_chance = choices * 2.0 ** (-k * bits / (radius + k))
-        meeting = pairs * max(by_chance, _meeting(differing, k, blocks_of(bits, radius + k)))
+        meeting = pairs * max(by_chance, mean_agreeing(differing, k, blocks_of(bits, radius + k)))
         many = meeting * _FEW > choices * len(words)
         cost = choices * (len(words) * _SORT_NS + _CHOICE_NS) + meeting * (_DENSE_NS if many else CANDIDATE_NS)
         if cost < best.cost:
@@ -97,7 +97,7 @@ def best_choice(words: np.ndarray, radius: int, bits: int) -> Choice:
     return best
 
 
-def _meeting(differing: np.ndarray, k: int, blocks: Sequence[tuple[int, int]]) -> float:
+def mean_agreeing(differing: np.ndarray, k: int, blocks: Sequence[tuple[int, int]]) -> float:
     """Return in how many choices of k blocks a pair agrees, on average over pairs that differ in these bits."""
     agreeing = np.zeros(len(differing), np.int64)
     for start, width in blocks:

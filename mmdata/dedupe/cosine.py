@@ -119,25 +119,33 @@ class Unit:
         """Return some of them, (n, D) float32."""
         return _unit(self._given[which]) if self._held is None else self._held[which]
 
-    def cosines(self, left_P: np.ndarray, right_P: np.ndarray) -> np.ndarray:
-        """Return the cosines of pairs, (P,) float64, of the numbers given; 0 where one has no direction."""
+    def cosines(self, left_P: np.ndarray, right_P: np.ndarray, other: "Unit | None" = None) -> np.ndarray:
+        """Return the cosines of pairs, (P,) float64, of the numbers given; 0 where one has no direction.
+
+        other   whose vectors `right_P` are places of, if not its own
+        """
+        theirs = self if other is None else other
         found = np.empty(len(left_P), np.float64)
         at_once = max(1, _CHECKED // max(self.dim, 1) // 4)
         for start in range(0, len(left_P), at_once):
-            pairs = np.stack([left_P[start : start + at_once], right_P[start : start + at_once]])
-            # A vector of many pairs is read once.
-            places, at = np.unique(pairs, return_inverse=True)
-            rows = np.asarray(self._given[places], np.float64)
-            squares = np.einsum("nd,nd->n", rows, rows)
-            bad = ~(np.isfinite(squares) & (squares > 0))
-            rows[bad], squares[bad] = 0.0, 1.0
-            one, other = at.reshape(pairs.shape)
-            products = np.empty(len(one))
-            for first in range(0, len(one), _GATHERED):
+            one, one_squares, mine = _once(self._given, left_P[start : start + at_once])
+            two, two_squares, yours = _once(theirs._given, right_P[start : start + at_once])
+            products = np.empty(len(mine))
+            for first in range(0, len(mine), _GATHERED):
                 some = slice(first, first + _GATHERED)
-                products[some] = np.einsum("pd,pd->p", rows[one[some]], rows[other[some]])
-            found[start : start + at_once] = products / np.sqrt(squares[one] * squares[other])
+                products[some] = np.einsum("pd,pd->p", one[mine[some]], two[yours[some]])
+            found[start : start + at_once] = products / np.sqrt(one_squares[mine] * two_squares[yours])
         return found
+
+
+def _once(given: np.ndarray | Lines, places_P: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return vectors in float64, each read once, their squares, and which of them each place is; without direction is 0."""
+    places, at = np.unique(places_P, return_inverse=True)
+    rows = np.asarray(given[places], np.float64)
+    squares = np.einsum("nd,nd->n", rows, rows)
+    bad = ~(np.isfinite(squares) & (squares > 0))
+    rows[bad], squares[bad] = 0.0, 1.0
+    return rows, squares, at
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -41,8 +41,12 @@ def values_of(table: pa.Table, name: str) -> pa.ChunkedArray:
         return column
     if match[1] == "normal":
         return pa.chunked_array([pa.array([None if url is None else normal_url(url) for url in column.to_pylist()], pa.string())])
-    folded = pc.utf8_lower(pc.utf8_normalize(column, form="NFKC"))
-    return pc.utf8_trim_whitespace(pc.replace_substring_regex(folded, r"[\s\p{Z}]+", " "))
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(lowered(column), r"[\s\p{Z}]+", " "))
+
+
+def lowered(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts in NFKC and lower case."""
+    return pc.utf8_lower(pc.utf8_normalize(texts, form="NFKC"))
 
 
 def normal_url(url: str) -> str:
@@ -85,14 +89,22 @@ def hashes_of(values: pa.ChunkedArray) -> np.ndarray:
 def _of_bytes(array: pa.Array) -> np.ndarray:
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    first, size = ends[:-1], ends[1:] - ends[:-1]
     base = int(ends[0])
-    text = np.zeros(int(ends[-1]) - base + 8, np.uint8)  # a word that starts at the last byte ends in zeros
-    if len(text) > 8:
-        text[:-8] = np.frombuffer(data, np.uint8)[base : int(ends[-1])]
+    text = np.frombuffer(data, np.uint8)[base : int(ends[-1])] if data else np.zeros(0, np.uint8)
+    return hashes_of_spans(text, ends[:-1] - base, ends[1:] - ends[:-1])
+
+
+def hashes_of_spans(data: np.ndarray, first_N: np.ndarray, size_N: np.ndarray) -> np.ndarray:
+    """Return 64 bits for each stretch of some bytes, (N,) uint64: those that `hashes_of` gives for a value of the same bytes.
+
+    data              (B,) uint8
+    first_N, size_N   (N,) int64, where each begins, and how many bytes it has
+    """
+    text = np.zeros(len(data) + 8, np.uint8)  # a word that starts at the last byte ends in zeros
+    text[:-8] = data
     word_at = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))  # a word from every byte on
-    hashes = _mixed(size.astype(np.uint64))
-    at, left, rows = first - base, size, np.arange(len(array))
+    hashes = _mixed(size_N.astype(np.uint64))
+    at, left, rows = first_N, size_N, np.arange(len(size_N))
     while True:
         more = left > 0
         if not more.all():

@@ -21,9 +21,9 @@ from mmdata.engine.runstore import Generation, RunStore
 from mmdata.engine.scheduler import Scheduler
 from mmdata.engine.state import CHILD_BITS, State
 from mmdata.engine.task import Job
-from mmdata.engine.view import PartitionView, source_rows
+from mmdata.engine.view import PartitionView, result_fields, source_rows
 from mmdata.plan import Step
-from mmdata.schema import OUTCOME, REASON, ROW
+from mmdata.schema import OUTCOME, ROW
 from mmdata.stages.passes import Judge
 from mmdata.stages.verbs import Batch, Filter, GlobalFilter, Split, WorkerContext
 
@@ -179,8 +179,8 @@ class _Walk:
         if not isinstance(step.stage, Filter) or not step.stage.cheap or not len(ready := self._ready(step, rows)):
             return rows
         answer = step.stage.open(WorkerContext(self.view.run.store))(Batch(self.view.batch_columns(step, ready)))
-        columns = [as_type(answer.column("reason").combine_chunks(), REASON), answer.column("value")]
-        columns = [pc.is_null(columns[0])] if step.stage.tag else columns
+        answer = step.stage.tagged(answer) if step.stage.tag else answer
+        columns = [as_type(answer.column(field.name).combine_chunks(), field.type) for field in result_fields(step.stage)]
         held = self.view.held(step.index)
         held.add(pa.table([ready, *columns, pa.nulls(len(ready), pa.string())], schema=held.empty.schema))
         return np.setdiff1d(rows, ready)

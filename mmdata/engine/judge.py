@@ -31,8 +31,9 @@ def settle_held(view: PartitionView, state: State, step: Step, rows: np.ndarray)
     held = view.held(step.index)
     if drops(step):
         assert isinstance(step.stage, Filter)
-        table = said(held.take(rows, [ROW, "reason", "value"]), "reason")
-        verdicts = verdict_table(table.column(ROW), table.column("reason"), table.column("value"))
+        keeper = ["keeper_id", "keeper_position"] if step.stage.names_keeper else []
+        table = said(held.take(rows, [ROW, "reason", *keeper, "value"]), "reason")
+        verdicts = table if keeper else verdict_table(table.column(ROW), table.column("reason"), table.column("value"))
         settle(view, state, step, verdicts, whole=step.stage.scope == "sample")
     settle(view, state, step, outcome_verdicts(held.take(rows, [ROW, OUTCOME])), whole=False)
 

@@ -228,7 +228,7 @@ class SegmentRun:
         if (profile := (result.schema.metadata or {}).get(PROFILE)) is not None:
             self.profiles[step.index].add(profile.decode())
         if isinstance(step.stage, Filter) and step.stage.tag:
-            result = pa.table({step.stage.flag(): result.column("reason").is_null()})
+            result = step.stage.tagged(result)
         return Answer(result, poison)
 
     def _place(self, step: Step) -> Place | None:

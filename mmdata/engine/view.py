@@ -145,7 +145,8 @@ def lent_names(plan: Plan) -> set[str]:
 def result_fields(stage: Stage) -> list[pa.Field]:
     """Return the fields that a row-wise stage fills: a verdict for a Filter that drops, else the columns it adds."""
     if isinstance(stage, Filter) and not stage.tag:
-        return [pa.field("reason", REASON), pa.field("value", pa.float32())]
+        keeper = [pa.field("keeper_id", pa.string()), pa.field("keeper_position", pa.int32())] if stage.names_keeper else []
+        return [pa.field("reason", REASON), *keeper, pa.field("value", pa.float32())]
     return list(written(stage))
 
 

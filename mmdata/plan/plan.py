@@ -187,6 +187,9 @@ class Plan(Model):
         _ = self.segments
         for stage in self.stages:
             stage.weights()  # refuses models that do not exist
+        makers = self.makers
+        for stage in self.stages:
+            stage.check_makers(makers)
         if self.sink is not None and PAYLOAD_COLUMN in self.sink.reads(self.fields):
             self._check_media()
 

@@ -23,11 +23,11 @@ class Step:
 
 
 def written(stage: Stage) -> tuple[pa.Field, ...]:
-    """Return the fields that a stage adds; a tagging Filter adds a flag."""
+    """Return the fields that a stage adds; a tagging Filter adds its flag."""
     if isinstance(stage, Map | Split):
         return stage.writes()
     if isinstance(stage, Filter) and stage.tag:
-        return (pa.field(stage.flag(), pa.bool_(), metadata={"unit": "flag", "meaning": f"{stage.name} would keep it"}),)
+        return stage.flags()
     return ()
 
 

@@ -25,11 +25,13 @@ from mmdata.report.inspect_page import cut, thumbnail
 from mmdata.report.page import Card, Section, cards_html, write_page
 from mmdata.schema import PAYLOAD_COLUMN, ROW
 from mmdata.shards.payloads import fetch_payload
+from mmdata.stages.comparing import Comparing, references_of
 from mmdata.stages.dedupe import Dedupe
 from mmdata.storage import Store
 
 _SHOWN = ("sample_id", "position", "url", "text", "media", PAYLOAD_COLUMN)
 Name = tuple[str, int]  # sample_id, position
+Keeper = tuple[str, int, bool]  # sample_id, position, and whether it is of a reference
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,63 @@ class Copy:
 
 @dataclass(frozen=True)
 class CopyGroup:
-    """A row that stayed, and some of the rows that it was kept for; `num` is how many there are."""
+    """A row that stayed, and some of the rows that it was kept for; `num` is how many there are.
+
+    reference   what the earlier corpus or eval set is called that the row is of, if it is of one
+    """
 
     keeper: Shown
     copies: list[Copy]
     num: int
+    reference: str | None = None
 
 
 def duplicate_groups(url: str, num_groups: int, num_copies: int = 12) -> list[CopyGroup]:
     """Return the largest groups of the newest finished generation, at most `num_copies` of the copies of each."""
-    sizes = Counter[Name]()
-    for _, fates in _fates(url):
-        named = [*zip(fates.column("keeper_id").to_pylist(), fates.column("keeper_position").to_pylist(), strict=True)]
-        sizes.update(keeper for keeper in named if keeper[0] is not None)
+    sizes = Counter[Keeper]()
+    places: dict[str, str] = {}  # of the sample ids of references
+    for view, fates in _fates(url):
+        sizes.update(keeper for keeper in _keepers(view.plan, fates) if keeper is not None)
     chosen = dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:num_groups])
     keepers, copies = _rows_shown(url, chosen, num_copies)
-    return [CopyGroup(keepers[name], copies[name], num) for name, num in chosen.items() if name in keepers]
+    if past := {ident for ident, _, is_past in chosen if is_past}:
+        places = _references_of(url, past)
+        keepers |= {name: Shown(name[:2], None, None, None) for name in chosen if name[2]}
+    return [
+        CopyGroup(keepers[name], copies[name], num, places.get(name[0], "(gone since)") if name[2] else None)
+        for name, num in chosen.items()
+        if name in keepers
+    ]
 
 
-def _rows_shown(url: str, chosen: dict[Name, int], most: int) -> tuple[dict[Name, Shown], dict[Name, list[Copy]]]:
-    keepers: dict[Name, Shown] = {}
-    copies: dict[Name, list[Copy]] = {name: [] for name in chosen}
-    wanted = pa.array([ident for ident, _ in chosen], pa.string())
+def _keepers(plan: Plan, fates: pa.Table) -> list[Keeper | None]:
+    """Return for whom each row was dropped, null for those that were not dropped for another."""
+    past = {step.index for step in plan.steps if isinstance(step.stage, Comparing)}
+    columns = (fates.column(name).to_pylist() for name in ("keeper_id", "keeper_position", "stage"))
+    return [None if ident is None else (ident, place, stage in past) for ident, place, stage in zip(*columns, strict=True)]
+
+
+def _references_of(url: str, sample_ids: set[str]) -> dict[str, str]:
+    """Return the name of the first reference of the run's plan that has each sample."""
+    run, found = RunStore(url), dict[str, str]()
+    try:
+        references = references_of(load_generation(url, run.finished()[-1]).plan.stages)
+    except MmdataError:  # they may have gone since
+        return found
+    asked = {bytes.fromhex(ident): ident for ident in sample_ids}
+    wanted = np.frombuffer(b"".join(sorted(asked)), "V16")
+    for one in references:
+        for part in range(len(one.facts.parts)):
+            ids = np.ascontiguousarray(one.ids(part)).view("V16").ravel()
+            for ident in ids[np.isin(ids, wanted)]:
+                found.setdefault(asked[bytes(ident)], one.name)
+    return found
+
+
+def _rows_shown(url: str, chosen: dict[Keeper, int], most: int) -> tuple[dict[Keeper, Shown], dict[Keeper, list[Copy]]]:
+    keepers: dict[Keeper, Shown] = {}
+    copies: dict[Keeper, list[Copy]] = {name: [] for name in chosen}
+    wanted = pa.array([ident for ident, _, _ in chosen], pa.string())
     for view, every in _fates(url):
         space = int(every.column("space")[0].as_py())
         numbers = every.column(ROW).to_numpy()
@@ -83,19 +120,17 @@ def _rows_shown(url: str, chosen: dict[Name, int], most: int) -> tuple[dict[Name
         named = pc.or_(pc.is_in(ids, wanted), pc.is_in(every.column("keeper_id"), wanted))
         fates = every.filter(named)
         rows = _seen(view, space, fates.column(ROW).to_numpy())
-        for row, fate in zip(
-            rows, fates.select(["reason", "stage", "keeper_id", "keeper_position", "value"]).to_pylist(), strict=True
-        ):
-            keeper = (fate["keeper_id"], fate["keeper_position"])
+        told = fates.select(["reason", "stage", "value"]).to_pylist()
+        for row, keeper, fate in zip(rows, _keepers(view.plan, fates), told, strict=True):
             if keeper in copies and len(copies[keeper]) < most:
                 copies[keeper].append(Copy(row, fate["reason"], _way(view.plan, fate["stage"]), fate["value"]))
-            if row.name in copies and fate["keeper_id"] is None:
-                keepers.setdefault(row.name, row)
+            if (own := (*row.name, False)) in copies and keeper is None:
+                keepers.setdefault(own, row)
     # A keeper may itself have gone to a later stage's keeper: it is shown all the same.
     for group in copies.values():
         for copy in group:
-            if copy.row.name in copies:
-                keepers.setdefault(copy.row.name, copy.row)
+            if (own := (*copy.row.name, False)) in copies:
+                keepers.setdefault(own, copy.row)
     return keepers, copies
 
 
@@ -138,6 +173,8 @@ def _seen(view: PartitionView, space: int, rows: np.ndarray) -> list[Shown]:
 def _way(plan: Plan, stage: int) -> str:
     """Return the stage that dropped a row, with what it compares."""
     found = plan.steps[stage].stage
+    if isinstance(found, Comparing):
+        return f"{found.name} {found.told()}"
     if not isinstance(found, Dedupe):
         return found.name
     if found.way is not None:
@@ -151,13 +188,18 @@ def groups_text(groups: list[CopyGroup], num_shown: int) -> str:
         return "no row was dropped in favour of another"
     lines = []
     for group in groups:
-        lines.append(f"{group.keeper.name[0]}:{group.keeper.name[1]} stays for {group.num:,} · {_words(group.keeper)}")
+        lines.append(f"{_named(group)} stays for {group.num:,}" + ("" if group.reference else f" · {_words(group.keeper)}"))
         lines += [
             f"  {copy.row.name[0]}:{copy.row.name[1]} {evidence(copy)} · {_words(copy.row)}" for copy in group.copies[:num_shown]
         ]
         if group.num > min(num_shown, len(group.copies)):
             lines.append(f"  and {group.num - min(num_shown, len(group.copies)):,} more")
     return "\n".join(lines)
+
+
+def _named(group: CopyGroup) -> str:
+    name = f"{group.keeper.name[0]}:{group.keeper.name[1]}"
+    return name if group.reference is None else f"{name} of reference {group.reference}"
 
 
 def evidence(copy: Copy) -> str:
@@ -181,12 +223,12 @@ def write_groups(path: Path, url: str, groups: list[CopyGroup]) -> None:
 
 
 def _section(group: CopyGroup, store: Store, jail: Jail) -> Section:
-    name, position = group.keeper.name
-    cards = [_card(group.keeper, f"stays · {name}:{position}", store, jail)]
+    cards = [] if group.reference else [_card(group.keeper, f"stays · {_named(group)}", store, jail)]
     cards += [_card(copy.row, evidence(copy), store, jail) for copy in group.copies]
     more = group.num - len(group.copies)
     tail = f"<p>{escape(f'and {more:,} more')}" if more else ""
-    return Section(f"{group.num:,} {'copy' if group.num == 1 else 'copies'} of {_words(group.keeper)}", cards_html(cards) + tail)
+    title = _named(group) if group.reference else _words(group.keeper)
+    return Section(f"{group.num:,} {'copy' if group.num == 1 else 'copies'} of {title}", cards_html(cards) + tail)
 
 
 def _card(row: Shown, why: str, store: Store, jail: Jail) -> Card:

@@ -6,6 +6,7 @@
       sizes.json wids.json   what open_clip and wids look for
       index/samples.npy      one 32-byte record a sample        index/sample_ids.npy   (u8, u8) a sample
       index/blocks.npy       one 24-byte record a block
+      reference/             what later corpora can be compared with, where the plan asks for it (see `reference`)
 
 Samples lie in the order of the tars. Offsets count 512-byte tar blocks, so 4 bytes reach 2 TiB.
 """

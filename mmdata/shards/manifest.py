@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmdata.failpoint import step
+from mmdata.shards.reference import FACTS_FILE
 from mmdata.shards.sealed import MANIFEST, VERSION, seal
 from mmdata.shards.units import INDEXES
 from mmdata.storage import Store, digest_bytes
@@ -57,6 +58,7 @@ def write_manifest(store: Store, folder: str, units: list[dict[str, Any]], split
         "samples": sum(sizes.values()), "blocks": len(arrays["blocks"]), "splits": splits, "shards": shards,
         "index": {name: digest for name, digest in sorted(digests.items()) if name.startswith("index/")},
         "columns": facts.columns, "makers": facts.makers, "licences": facts.licences, "funnel": facts.funnel,
+        **({"reference": digests[FACTS_FILE]} if FACTS_FILE in digests else {}),
         **({"cautions": facts.cautions} if facts.cautions else {}),
         **({"profiles": {name: [json.loads(item) for item in items] for name, items in facts.profiles.items()}}
            if facts.profiles else {}),

@@ -20,9 +20,10 @@ from mmdata.errors import ConfigError, RunError
 from mmdata.shards.corpus import SAMPLE_DTYPE, Corpus, open_corpus
 from mmdata.shards.manifest import listings
 from mmdata.shards.members import TAR_BLOCK
+from mmdata.shards.reference import FACTS_FILE, FOLDER, open_reference, problems_in
 from mmdata.shards.sealed import INDEX_FILES, MANIFEST, RESTORE, ShardFacts
 from mmdata.shards.sums import SampleSums, chunks
-from mmdata.storage import open_store
+from mmdata.storage import digest_bytes, open_store
 
 TICK_S = 5.0
 NAMED = 5  # samples of a shard that a message names
@@ -76,7 +77,7 @@ def verify(url: str, *, workers: int | None = None, progress: Callable[[int, int
         return Verdict(url, problems=(_problem(url, MANIFEST, error),))
     problems = _indexes(corpus)
     job = _Job(corpus, None if problems else corpus.samples, progress)
-    problems += [*_listings(corpus), *job.run(workers or os.cpu_count() or 1)]
+    problems += [*_listings(corpus), *_reference(corpus), *job.run(workers or os.cpu_count() or 1)]
     unlisted = sorted({name for name in store.list("") if name.endswith(".tar")} - set(corpus.shards))
     unchecked = tuple(shard.name for shard in corpus.manifest.shards if shard.sha256 is None)
     seconds, samples = time.monotonic() - started, corpus.manifest.samples
@@ -124,6 +125,20 @@ def _listings(corpus: Corpus) -> Iterator[Problem]:
                 yield Problem(file, "does not list the manifest's shards", RESTORE)
         except (OSError, ValueError, RecursionError) as error:
             yield _problem(corpus.store.url, file, error)
+
+
+def _reference(corpus: Corpus) -> Iterator[Problem]:
+    """Check the reference that lies with the corpus, if it has one: that it is the manifest's, and every file of it."""
+    if (told := corpus.facts.get("reference")) is None:
+        return
+    try:
+        if digest_bytes(corpus.store.read(FACTS_FILE)) != told:
+            yield Problem(FACTS_FILE, "its SHA-256 is not the manifest's", RESTORE)
+            return
+        for file, what in problems_in(open_reference(f"{corpus.store.url}/{FOLDER}")):
+            yield Problem(f"{FOLDER}/{file}", what, RESTORE)
+    except (RunError, OSError) as error:
+        yield _problem(corpus.store.url, FACTS_FILE, error)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from functools import cache
 from importlib.metadata import entry_points
 
+from mmdata.stages.against import Against
 from mmdata.stages.block import Block
 from mmdata.stages.cap import Cap
 from mmdata.stages.clip_score import ClipScore
@@ -13,6 +14,7 @@ from mmdata.stages.datacomp_rules import (
     DataCompText,
     DataCompTop,
 )
+from mmdata.stages.decontaminate import Decontaminate
 from mmdata.stages.dedupe import Dedupe
 from mmdata.stages.download import Download
 from mmdata.stages.download_img2dataset import DownloadImg2dataset
@@ -24,6 +26,7 @@ from mmdata.stages.match_texts import MatchTexts
 from mmdata.stages.measure import Measure
 from mmdata.stages.nearest_centroid import NearestCentroid
 from mmdata.stages.pool import Pool
+from mmdata.stages.reference import ReferenceSink
 from mmdata.stages.sample import Sample
 from mmdata.stages.score import Score
 from mmdata.stages.shards import Shards
@@ -40,14 +43,14 @@ from mmdata.stages.verbs import Definition, Sink, Source, Stage
 __all__ = ["SINKS", "SOURCES", "STAGES", "engines_of", "named"]
 
 STAGES: tuple[type[Stage], ...] = (
-    Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Dedupe, DocumentQuality,
-    Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure, NearestCentroid, Sample, Score,
-    SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
+    Against, Block, Cap, ClipScore, DataComp, DataCompEntities, DataCompLanguage, DataCompText, DataCompTop, Decontaminate,
+    Dedupe, DocumentQuality, Download, DownloadImg2dataset, Fingerprint, Keep, Language, MatchTexts, Measure,
+    NearestCentroid, Sample, Score, SplitCaptions, TextQuality, TextRules, TextStatistics, Top,
 )  # fmt: skip
 SOURCES: tuple[type[Source], ...] = (
     Catalog, EmbeddedImages, Folder, Img2datasetFolder, Pool, UrlList, WebdatasetTars,
 )  # fmt: skip
-SINKS: tuple[type[Sink], ...] = (Shards, Subset)
+SINKS: tuple[type[Sink], ...] = (ReferenceSink, Shards, Subset)
 
 
 @cache

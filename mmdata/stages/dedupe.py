@@ -10,7 +10,7 @@ from mmdata.dedupe.alike import REASON, Things
 from mmdata.dedupe.exact import bucket_of, column_of, exact_verdicts, hashes_of, values_of
 from mmdata.dedupe.groups import ranks, rule_columns, score_columns
 from mmdata.schema import PARTITION, PAYLOAD_COLUMN, ROW
-from mmdata.stages.likeness import COMPARED, Hashes, SemDeDup, Vectors, Way
+from mmdata.stages.likeness import COMPARED, Hashes, SemDeDup, Texts, Vectors, Way
 from mmdata.stages.passes import Gather, Pass, Scatter, Share
 from mmdata.stages.verbs import GlobalFilter
 
@@ -24,6 +24,7 @@ class Dedupe(GlobalFilter):
               `folded(text)`, or any. Rows of which one is null are never duplicates
     likeness  in place of equal `by`: hashes within a radius
     semantic  or embeddings of at least a cosine
+    captions  or texts that share most of their words
     semdedup  or SemDeDup's rule on embeddings, which says itself what is kept
     keep      `area`, `caption_length`, `earliest`, COLUMN (highest first), `lowest(COLUMN)`: the first that tells two rows apart
     unit      `row`, or `sample`: of two samples (documents) that are alike all rows of one go
@@ -41,6 +42,7 @@ class Dedupe(GlobalFilter):
     best: str | None = None
     likeness: Hashes | None = None
     semantic: Vectors | None = None
+    captions: Texts | None = None
     semdedup: SemDeDup | None = None
     keep: tuple[str, ...] = ()
     unit: Literal["row", "sample"] = "row"
@@ -48,14 +50,12 @@ class Dedupe(GlobalFilter):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Dedupe":
-        given = [name for name in ("by", "likeness", "semantic", "semdedup") if name in self.model_fields_set]
+        given = [name for name in ("by", "likeness", "semantic", "captions", "semdedup") if name in self.model_fields_set]
         if len(given) > 1:
             told = " and ".join(f"`{name}`" for name in given)
             raise ValueError(f"{told} are ways to compare rows: give one, and a second `dedupe` for the other")
         if self.way is None and (self.unit == "sample" or self.share is not None):
-            raise ValueError(
-                "`unit` and `share` are for `likeness` and `semantic`: `likeness: {column: pixels, radius: 0}` is exact"
-            )
+            raise ValueError("`unit` and `share` are for rows that are alike: `likeness: {column: pixels, radius: 0}` is exact")
         if self.semdedup is not None and (self.keep or self.best or self.unit == "sample" or self.share is not None):
             raise ValueError("`semdedup` says itself what is kept: leave `best`, `keep`, `unit` and `share` out")
         return self
@@ -63,7 +63,7 @@ class Dedupe(GlobalFilter):
     @property
     def way(self) -> Way | None:
         """How rows are compared, if not by equal values."""
-        return self.likeness or self.semantic or self.semdedup
+        return self.likeness or self.semantic or self.captions or self.semdedup
 
     @property
     def _by(self) -> tuple[str, ...]:
@@ -105,7 +105,8 @@ class Dedupe(GlobalFilter):
         there = np.logical_and.reduce([column.is_valid().to_numpy() for column in compared.values()])
         if self.unit == "sample":  # what has no picture goes with those that have
             there[:] = True
-        return pa.table(columns | compared).filter(pa.array(there))
+        records = pa.table(columns | compared).filter(pa.array(there))
+        return records if self.way is None else self.way.prepare(records, whole=self.unit == "sample")
 
     def _bucket(self, table: pa.Table, num_buckets: int) -> np.ndarray:
         if len(self._by) == 1:

@@ -5,6 +5,7 @@ compared of all of them (see `Share`), mapped and not read, and finds its part o
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -12,8 +13,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmdata.config import Model
-from mmdata.dedupe import clustered, semdedup
-from mmdata.dedupe.alike import REASON, Things, hashes_in, judge_hashes, judge_things, things_alike
+from mmdata.dedupe import clustered, minhash, semdedup
+from mmdata.dedupe.alike import REASON, Items, Things, hash_items, hashes_in, judge
 from mmdata.dedupe.clustered import Clustering, Stays
 from mmdata.dedupe.cosine import Unit, best_screen, near_vectors, tiles
 from mmdata.dedupe.groups import dropped
@@ -38,6 +39,10 @@ class Way(Model, ABC):
     """
 
     column: str
+
+    def prepare(self, records: pa.Table, *, whole: bool) -> pa.Table:
+        """Return the records of a partition with what else is kept of each row; `whole`: samples are compared, not rows."""
+        return records
 
     @abstractmethod
     def check(self, fields: dict[str, pa.Field]) -> None:
@@ -115,7 +120,7 @@ class Hashes(Way):
 
     def judge(self, rows: pa.Table, found: pa.Table, things: Things, share: float | None) -> pa.Table:
         """Return the verdicts."""
-        return judge_hashes(rows, COMPARED, from_table(found), things, share)
+        return judge(rows, things, hash_items(rows, COMPARED, things), from_table(found), share)
 
 
 class Clusters(Model):
@@ -211,7 +216,7 @@ class Vectors(_Vectors):
             truth = found.column("truth").to_numpy()
             pairs, there = (from_table(found.filter(pa.array(mask))) for mask in (~truth, truth))
             note = str(clustered.measured(pairs, there, len(place), self.clustered.how()))
-        said = judge_things(rows, things, things_alike(pairs, things.of_N[place], share))
+        said = judge(rows, things, Items(np.arange(len(place)), things.of_N[place]), pairs, share)
         return said if note is None else said.replace_schema_metadata({NOTE: note})
 
 
@@ -259,6 +264,77 @@ class SemDeDup(_Vectors):
         keeper_N, distance_N = np.arange(rows.num_rows), np.zeros(rows.num_rows, np.float32)
         keeper_N[place], distance_N[place] = place[nearest], distance
         return dropped(rows, keeper_N, distance_N, REASON)
+
+
+class Texts(Way):
+    """Texts that share most of their runs of words, by MinHash: near ones are met by chance, and each is checked exactly.
+
+    jaccard  of the runs of both texts at least this share is common    words  a run
+    hashes   at most so many are taken of each text: they meet 99 of 100 pairs at `jaccard`, and more of those above it
+    seed     of the hashes
+    """
+
+    column: str = "text"
+    jaccard: Annotated[float, Field(gt=0, le=1)] = 0.8
+    words: Annotated[int, Field(ge=1, le=100)] = 5
+    hashes: Annotated[int, Field(ge=1, le=1024)] = 128
+    seed: int = 0
+
+    @property
+    def _how(self) -> minhash.MinHash:
+        how = minhash.minhash_for(self.jaccard, self.words, self.hashes)
+        return replace(how, seed=self.seed)
+
+    def check(self, fields: dict[str, pa.Field]) -> None:
+        """Refuse what is no text."""
+        if not pa.types.is_string(fields[self.column].type):
+            kind = fields[self.column].type
+            raise ConfigError(
+                f"`dedupe` needs texts, but `{self.column}` is {kind}", hint="name a column of texts, such as `text`"
+            )
+
+    def memory_mib(self, num: int, kind: pa.DataType) -> int:
+        """Return what a share holds beside the runs of those texts that have another beside them."""
+        return num * (_BYTES_64 + 8 * self._how.bands) >> 20
+
+    def __str__(self) -> str:
+        """Say it for people."""
+        return f"words of {self.column}, {self.jaccard:g} of them"
+
+    def prepare(self, records: pa.Table, *, whole: bool) -> pa.Table:
+        """Add what is kept of each text; of samples the first row stands for all their texts."""
+        if whole:
+            records = records.set_column(
+                records.schema.get_field_index(COMPARED), COMPARED, minhash.whole_at_first(records, COMPARED)
+            )
+        kept = minhash.sketches(records.column(COMPARED), self._how).to_table()
+        for name in kept.column_names:
+            records = records.append_column(name, kept.column(name))
+        return records
+
+    def shares(self) -> tuple[Share, ...]:
+        """Collapse texts of the same runs, then share the bands."""
+        return (Share(self._values, most=1), Share(self._pairs))
+
+    def _values(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+        values = self._collapsed(rows)
+        return pa.table({"first": values.first_U[: len(values.keys_VB)]})
+
+    def _collapsed(self, rows: pa.Table) -> minhash.Values:
+        return minhash.collapse(rows.column(COMPARED), minhash.Sketches.from_table(rows), self._how)
+
+    def _pairs(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+        assert found is not None
+        first = found.column("first").to_numpy()
+        keys = minhash.Sketches.from_table(rows.take(pa.array(first)).select(["keys", "set"])).keys_NB
+        values = minhash.Values(rows.column(COMPARED), self.words, keys, first, np.zeros(0, np.int64))
+        return to_table(minhash.near_values(values, self.jaccard, (part, parts)))
+
+    def judge(self, rows: pa.Table, found: pa.Table, things: Things, share: float | None) -> pa.Table:
+        """Return the verdicts."""
+        values = self._collapsed(rows)
+        worded = np.flatnonzero(values.of_N < len(values.keys_VB))
+        return judge(rows, things, Items(values.of_N[worded], things.of_N[worded]), from_table(found), share)
 
 
 def _item_type(kind: pa.DataType) -> pa.DataType:

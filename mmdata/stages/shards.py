@@ -17,10 +17,13 @@ import pyarrow.compute as pc
 import xxhash
 from pydantic import Field, field_validator
 
+from mmdata.dedupe.kept import check_kept, source_of
 from mmdata.errors import ConfigError
 from mmdata.schema import BASE_NAMES, PAYLOAD_COLUMN, ROW
 from mmdata.shards.manifest import Finish, write_manifest
 from mmdata.shards.payloads import is_far, kind_of
+from mmdata.shards.reference import FACTS_FILE
+from mmdata.shards.reference_files import check_names
 from mmdata.shards.sorting import sort_media
 from mmdata.shards.units import (
     RECORD_FIELDS,
@@ -29,10 +32,12 @@ from mmdata.shards.units import (
     block_members,
     borders,
     choose,
+    in_order,
     payloads_of,
     record_bytes,
     write_unit,
 )
+from mmdata.stages.kept import KEPT, finish_kept, kept_in, with_kept, write_kept
 from mmdata.stages.passes import Emit, Fold, Pass, Scatter, Sort
 from mmdata.stages.verbs import Sink
 from mmdata.storage import Store
@@ -40,6 +45,7 @@ from mmdata.storage import Store
 TRAIN = "train"
 # Columns that say where rows came from and lie in the sample's JSON in any case.
 JSON_BASE = ("sample_id", "source", "url")
+RECORD_NAMES = [field.name for field in RECORD_FIELDS]
 KINDS = b"kinds"  # metadata of the folded value: where the media lie
 
 
@@ -53,6 +59,8 @@ class Shards(Sink):
                 are deleted once the corpus is there: it takes the corpus's size once more meanwhile. `auto` is `gather`
                 where media lie on a local disk, and `scatter` in an object store, and for parquet files
     memory_mib  MiB of media that one task of `scatter` holds
+    reference   columns of which `reference/` is to hold what later corpora can be compared with: hashes, embeddings, and
+                digests of `raw_sha256`, `normal(url)`, `folded(text)` or any other (see `against`)
     """
 
     name: ClassVar[str] = "shards"
@@ -65,6 +73,13 @@ class Shards(Sink):
     seed: int = 0
     write: Literal["auto", "gather", "scatter"] = "auto"
     memory_mib: Annotated[int, Field(ge=1, le=65_536)] = 512
+    reference: tuple[str, ...] = ()
+
+    @field_validator("reference")
+    @classmethod
+    def _files(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(columns)
+        return columns
 
     @field_validator("splits")
     @classmethod
@@ -77,12 +92,14 @@ class Shards(Sink):
         return splits
 
     def reads(self, fields: dict[str, pa.Field]) -> tuple[str, ...]:
-        """Read everything but embeddings; further captions go along, unless an earlier stage made rows of them."""
+        """Read everything but embeddings that no reference keeps; further captions go along, unless a stage made rows of them."""
         if PAYLOAD_COLUMN not in fields:
             raise ConfigError("the sink writes media, but no stage gives `payload`", hint="add `download`, or a folder source")
         if self.group not in fields:
             raise ConfigError(f"the sink groups by `{self.group}`, which no stage writes", hint=f"columns: {', '.join(fields)}")
-        told = [name for name, column in fields.items() if not pa.types.is_fixed_size_list(column.type)]
+        check_kept(self.reference, fields)
+        kept = set(map(source_of, self.reference))
+        told = [name for name, column in fields.items() if name in kept or not pa.types.is_fixed_size_list(column.type)]
         return tuple(name for name in told if name != "captions" or "caption_kind" not in fields)
 
     def passes(self) -> tuple[Pass, ...]:
@@ -106,12 +123,13 @@ class Shards(Sink):
     def _sizes(self, records: pa.Table) -> pa.Table:
         sets = pc.unique(payloads_of(records).field("set")).to_pylist()
         kinds = ",".join(sorted({kind_of(set_) for set_ in sets}))
-        return records.select(["split", "order", "bytes"]).replace_schema_metadata({KINDS: kinds})
+        return records.select(["split", "order", "bytes"]).replace_schema_metadata({KINDS: kinds, KEPT: kept_in(records)})
 
     def _borders(self, parts: list[pa.Table]) -> pa.Table:
         units = borders(pa.concat_tables(parts), self.samples, self.max_mib << 20)
         kinds = {kind for part in parts for kind in _kinds(part)}
-        return units.replace_schema_metadata({KINDS: ",".join(sorted(kinds))})
+        kept = next(((part.schema.metadata or {}).get(KEPT, b"{}") for part in parts), b"{}")
+        return units.replace_schema_metadata({KINDS: ",".join(sorted(kinds)), KEPT: kept})
 
     def _sorts(self, value: pa.Table, store: Store) -> bool:
         far = any(is_far(kind, store) for kind in _kinds(value))
@@ -133,10 +151,14 @@ class Shards(Sink):
         unit = value.slice(place.unit, 1).to_pylist()[0]
         name = f"{(TRAIN, *self.splits)[unit['split']]}-{place.unit:05d}"
         place = replace(place, window=self.memory_mib << 20 if self._sorts(value, place.store) else WINDOW)
-        return write_unit(place, name, unit, records)
+        digests = write_unit(place, name, unit, records.select(RECORD_NAMES))
+        return digests | (write_kept(place, in_order(records)) if self.reference else {})
 
     def finish(self, store: Store, folder: str, value: pa.Table, facts: Finish) -> None:
-        """Join the units' indexes and write the manifest, last."""
+        """Write what the reference is; join the units' indexes and write the manifest, last."""
+        if self.reference:
+            digests = {FACTS_FILE: finish_kept(store, folder, (value.schema.metadata or {})[KEPT], facts)}
+            facts = replace(facts, digests={**facts.digests, **digests})
         write_manifest(store, folder, value.to_pylist(), [TRAIN, *self.splits], facts)
 
 
@@ -152,15 +174,19 @@ def order_of(seed: int, sample_id: str) -> int:
 
 def sample_records(table: pa.Table, sink: Shards) -> pa.Table:
     """Turn kept rows into one record a sample: its order, its split, its JSON, texts, media and size in a tar."""
-    rows = table.sort_by([("sample_id", "ascending"), ("position", "ascending"), (ROW, "ascending")]).to_pylist()
+    table = table.sort_by([("sample_id", "ascending"), ("position", "ascending"), (ROW, "ascending")])
+    told = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # those are for the reference
     samples: dict[tuple[str, int], list[dict[str, object]]] = {}
-    for row in rows:
+    places: dict[tuple[str, int], list[int]] = {}
+    for place, row in enumerate(table.select(told).to_pylist()):
         # Published ids repeat: two pairs with one id are two samples, the blocks of a document are one.
         number = 0 if row["document"] else int(row[ROW])
         samples.setdefault((str(row["sample_id"]), number), []).append(row)
-    carried = [n for n in table.column_names if n not in (*BASE_NAMES, PAYLOAD_COLUMN) and not n.startswith("_")]
+        places.setdefault((str(row["sample_id"]), number), []).append(place)
+    carried = [n for n in told if n not in (*BASE_NAMES, PAYLOAD_COLUMN) and not n.startswith("_")]
     records = [_record(blocks, carried, sink) for blocks in samples.values()]
-    return pa.Table.from_pylist(records, schema=pa.schema(RECORD_FIELDS))
+    found = pa.Table.from_pylist(records, schema=pa.schema(RECORD_FIELDS))
+    return with_kept(found, table, sink.reference, list(places.values())) if sink.reference else found
 
 
 def _record(blocks: list[dict[str, object]], carried: list[str], sink: Shards) -> dict[str, object]:

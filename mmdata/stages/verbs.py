@@ -181,6 +181,9 @@ class Stage(Definition):
     def check(self, fields: dict[str, pa.Field]) -> None:
         """Raise ConfigError where its fields do not fit the columns that there are."""
 
+    def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
+        """Raise ConfigError where a column was made by another model than it must be; `makers` as in `Plan.makers`."""
+
     def located(self, home: Path) -> "Stage":
         """Return itself with the paths of its files made absolute from `home`: workers may stand in another folder."""
         return self
@@ -233,6 +236,8 @@ class Filter(Stage, ABC):
 
     # A forecast asks a cheap Filter ahead: it must need nothing but columns, and can end no process.
     cheap: ClassVar[bool] = False
+    # Its verdicts also hold `keeper_id` and `keeper_position`: what the row was dropped for.
+    names_keeper: ClassVar[bool] = False
 
     scope: Literal["row", "sample"] = "row"
     tag: bool = False
@@ -246,9 +251,38 @@ class Filter(Stage, ABC):
         columns = self.numeric()
         return f"{self.name}_{columns[0]}" if columns else self.name
 
+    def flags(self) -> tuple[pa.Field, ...]:
+        """Return what it writes with `tag: true`: its flag and, where it names keepers, what is otherwise in the verdict."""
+        meaning = f"{self.name} would keep it"
+        flag = pa.field(self.flag(), pa.bool_(), metadata={"unit": "flag", "meaning": meaning})
+        told = {
+            "reason": ("name", "why not"),
+            "keeper_id": ("32 hex", "for which sample"),
+            "value": ("distance", "how far that is"),
+        }
+        fields = {field.name: field for field in VERDICT_FIELDS}
+        evidence = [
+            pa.field(f"{self.flag()}_{name}", fields[name].type, metadata={"unit": unit, "meaning": f"{meaning}: if not, {what}"})
+            for name, (unit, what) in told.items()
+        ]
+        return (flag, *(evidence if self.names_keeper else ()))
+
+    def tagged(self, verdicts: pa.Table) -> pa.Table:
+        """Return the columns of `flags` by the verdicts of each row, null for those that stay."""
+        columns = [verdicts.column("reason").is_null()]
+        if self.names_keeper:
+            columns += [
+                verdicts.column(name).cast(kind)
+                for name, kind in (("reason", pa.string()), ("keeper_id", pa.string()), ("value", pa.float32()))
+            ]
+        return pa.table(columns, schema=pa.schema(self.flags()))
+
     @abstractmethod
     def open(self, ctx: WorkerContext) -> FilterFn:
-        """Return a function from a batch to a table of `reason` (null = keep) and `value`, row by row."""
+        """Return a function from a batch to a table of `reason` (null = keep) and `value`, row by row.
+
+        A Filter that names keepers also gives `keeper_id` and `keeper_position`.
+        """
 
 
 class Split(Stage, ABC):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmdata.dedupe import alike_verdicts, bucket_of
-from mmdata.dedupe.alike import Things, hashes_in, judge_hashes
+from mmdata.dedupe.alike import Things, hash_items, hashes_in, judge
 from mmdata.dedupe.exact import hashes_of, normal_url, values_of
 from mmdata.dedupe.hamming import collapse, near_values
 from mmdata.engine import Runner
@@ -153,9 +153,14 @@ def test_documents_are_alike_by_the_share_of_their_pictures() -> None:
     table = table_of(hashes).set_column(2, "sample_id", pa.array([*"AAAABBBBCCC"]))
     things = Things(np.array([0] * 4 + [1] * 4 + [2] * 3), np.arange(11))
     pairs = near_values(collapse(hashes_in(table.column("hash"))[0]).values_UW, 1)
-    assert judge_hashes(table, "hash", pairs, things, 0.5).column(ROW).to_pylist() == [4, 5, 6, 7]  # 2 of 4 pictures
-    assert judge_hashes(table, "hash", pairs, things, 0.51).num_rows == 0
-    loose = judge_hashes(table, "hash", pairs, things, 0.2)  # 1 of 4
+    assert judge(table, things, hash_items(table, "hash", things), pairs, 0.5).column(ROW).to_pylist() == [
+        4,
+        5,
+        6,
+        7,
+    ]  # 2 of 4 pictures
+    assert judge(table, things, hash_items(table, "hash", things), pairs, 0.51).num_rows == 0
+    loose = judge(table, things, hash_items(table, "hash", things), pairs, 0.2)  # 1 of 4
     assert loose.column(ROW).to_pylist() == [4, 5, 6, 7, 8, 9, 10]
     assert set(loose.column("keeper_id").to_pylist()) == {"A"}
     assert loose.column("value").to_pylist() == [0.5] * 4 + [0.75] * 3
@@ -166,8 +171,11 @@ def test_videos_are_alike_by_the_share_of_their_frames() -> None:
     table = table_of(frames)
     pairs = near_values(collapse(hashes_in(table.column("hash"))[0]).values_UW, 1)
     things = Things(np.arange(5), np.arange(5))
-    assert judge_hashes(table, "hash", pairs, things, 0.6).column(ROW).to_pylist() == [1]
-    assert judge_hashes(table, "hash", pairs, things).column(ROW).to_pylist() == [1, 2]  # one like frame is enough
+    assert judge(table, things, hash_items(table, "hash", things), pairs, 0.6).column(ROW).to_pylist() == [1]
+    assert judge(table, things, hash_items(table, "hash", things), pairs).column(ROW).to_pylist() == [
+        1,
+        2,
+    ]  # one like frame is enough
 
 
 def folder_of_copies(folder: Path) -> Folder:
@@ -194,7 +202,11 @@ def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(t
         Dedupe(likeness=Hashes(column="phash_views", radius=6, any_chance=True), keep=("area",)),
     )
     run(tmp_path / "a", source, InlineExecutor(), *stages)
-    run(tmp_path / "b", source, ProcessExecutor(2), *stages)
+    processes = ProcessExecutor(2)
+    try:
+        run(tmp_path / "b", source, processes, *stages)
+    finally:
+        processes.close()
     files = [sorted((tmp_path / name).glob("passes/*/[123]/*.arrow")) for name in "ab"]
     assert len(files[0]) >= 10  # two stages: values, pairs in three parts, verdicts
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
