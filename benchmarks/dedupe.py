@@ -49,7 +49,7 @@ writes the same bytes in as many pieces, and reads them again, without looking a
 
 
 FULL = Scale(
-    sizes=((10**6, 4, 3), (10**6, 8, 3), (10**7, 4, 3), (10**7, 8, 1)), growth=(10**5, 10**6, 10**7), alone=(10**4,),
+    sizes=((10**6, 4, 3), (10**6, 8, 3), (10**7, 4, 3)), growth=(10**5, 10**6, 10**7), alone=(10**4,),
     brute=10**5, rows=50_000_000, sampled=2000, runs=3, patience=60.0,
 )  # fmt: skip
 QUICK = Scale(

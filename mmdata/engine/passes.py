@@ -226,7 +226,9 @@ def _in_buckets(this: Scatter, records: pa.Table, buckets: int) -> list[pa.Table
     if this.bucket is None:
         return [records]
     where = this.bucket(records, buckets) if records.num_rows else np.zeros(0, dtype=np.int64)
-    return [records.filter(pa.array(where == bucket)) for bucket in range(buckets)]
+    records = records.take(pa.array(np.argsort(where.astype(np.uint8), kind="stable")))
+    num = np.bincount(where, minlength=buckets)
+    return [records.slice(stop - length, length) for stop, length in zip(np.cumsum(num).tolist(), num.tolist(), strict=True)]
 
 
 def _share(this: Share, task: Task, generation: Generation, run: RunStore) -> pa.Table:
