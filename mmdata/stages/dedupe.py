@@ -122,7 +122,13 @@ class Dedupe(GlobalFilter):
     def _judge(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
         assert self.way is not None
         assert found is not None
-        of = np.arange(rows.num_rows)
-        if self.unit == "sample":
-            of = rows.column("sample_id").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        of = np.arange(rows.num_rows) if self.unit == "row" else _samples(rows)
         return self.way.judge(rows, found, Things(of, ranks(rows, self._rules)), self.share)
+
+
+def _samples(rows: pa.Table) -> np.ndarray:
+    """Return the number of each row's sample, (N,) int64: published ids repeat, but no sample lies in two partitions."""
+    ids = rows.column("sample_id").combine_chunks().dictionary_encode()
+    key = rows.column(PARTITION).to_numpy() * max(len(ids.dictionary), 1) + ids.indices.to_numpy()
+    found: np.ndarray = np.unique(key, return_inverse=True)[1].astype(np.int64)
+    return found
