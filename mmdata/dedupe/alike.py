@@ -45,7 +45,7 @@ def _of_hex(array: pa.Array) -> np.ndarray:
         return np.zeros((0, 1), np.uint64)
     digits = np.frombuffer(pc.binary_join(pa.ListArray.from_arrays([0, len(array)], array), "")[0].as_buffer(), np.uint8)
     values = _HEX[digits]
-    if len(sizes) > 1 or sizes[0] % 16 or (values > 15).any():
+    if len(sizes) > 1 or not sizes[0] or sizes[0] % 16 or (values > 15).any():
         raise PartitionError("not all hashes are hex digits of one length, 16 a word", hint="compare columns of `fingerprint`")
     return (values[::2] << 4 | values[1::2]).view(">u8").astype(np.uint64).reshape(len(array), -1)
 

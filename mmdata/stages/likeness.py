@@ -326,7 +326,7 @@ class Texts(Way):
     def _pairs(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
         assert found is not None
         first = found.column("first").to_numpy()
-        keys = minhash.Sketches.from_table(rows.take(pa.array(first)).select(["keys", "set"])).keys_NB
+        keys = minhash.Sketches.from_table(rows.select(["keys", "set"]).take(pa.array(first))).keys_NB
         values = minhash.Values(rows.column(COMPARED), self.words, keys, first, np.zeros(0, np.int64))
         return to_table(minhash.near_values(values, self.jaccard, (part, parts)))
 
