@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from mmdata.dedupe.groups import dropped, keepers, ranks
 from mmdata.dedupe.hamming import collapse, near_values
 from mmdata.dedupe.pairs import Pairs, expanded, in_order
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_HEX[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 REASON = "near_duplicate"
 
 
@@ -46,7 +47,7 @@ def _of_hex(array: pa.Array) -> np.ndarray:
     digits = np.frombuffer(pc.binary_join(pa.ListArray.from_arrays([0, len(array)], array), "")[0].as_buffer(), np.uint8)
     values = _HEX[digits]
     if len(sizes) > 1 or not sizes[0] or sizes[0] % 16 or (values > 15).any():
-        raise PartitionError("not all hashes are hex digits of one length, 16 a word", hint="compare columns of `fingerprint`")
+        raise RunError("not all hashes are hex digits of one length, 16 a word", hint="compare columns of `fingerprint`")
     return (values[::2] << 4 | values[1::2]).view(">u8").astype(np.uint64).reshape(len(array), -1)
 
 

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from mmdata.dedupe.blocks import WHOLE, Part
 from mmdata.dedupe.lines import Lines
 from mmdata.dedupe.pairs import Pairs, in_order
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 MAX_PAIRS = 100_000_000
 _TALL, _WIDE = 4096, 1024  # of a tile: it stays in a core's share of the cache until it has been looked at
 _GPU_SIDE = 16384
+_BLOCK = 16384  # rows and columns of what tasks share: part of no machine's own
 _CHECKED = 1 << 24  # numbers of candidates that are read at once
 _GATHERED = 256  # pairs whose numbers are multiplied at once: they stay in the cache
 # How far a product of unit vectors can be off: bfloat16 has 8 bits, so 2 * 2^-9 and a little; float32 sums D products.
@@ -101,7 +103,7 @@ class Unit:
     def __init__(self, vectors_ND: np.ndarray | Lines, memory_mib: int = 512) -> None:
         """Take (N, D) float16 or float32, memory-mapped or not."""
         if vectors_ND.ndim != 2:
-            raise PartitionError(f"vectors are (N, D), not of shape {vectors_ND.shape}", hint="give one line a row")
+            raise RunError(f"vectors are (N, D), not of shape {vectors_ND.shape}", hint="give one line a row")
         self._given = vectors_ND
         fits = vectors_ND.size * 4 <= memory_mib << 20
         self._held = _unit(vectors_ND[:]) if fits else None
@@ -162,13 +164,22 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 Tile = tuple[slice, slice]
 
 
-def tiles(num: int, screen: Screen) -> list[Tile]:
-    """Return the tiles of the upper triangle of `num` x `num`, row by row: any part of them may be worked on alone."""
-    found = []
-    for top in range(0, num, screen.tall):
-        rows = slice(top, min(top + screen.tall, num))
-        found += [(rows, slice(left, min(left + screen.wide, num))) for left in range(top, num, screen.wide)]
-    return found
+def tiles(num: int, screen: Screen, part: Part = WHOLE) -> list[Tile]:
+    """Return the tiles of a part of the upper triangle of `num` x `num`.
+
+    Parts are made of blocks of one size, whatever the screen: those of machines that differ fit together.
+    """
+    blocks = [(top, left) for top in range(0, num, _BLOCK) for left in range(top, num, _BLOCK)]
+    return [tile for top, left in blocks[part[0] :: part[1]] for tile in _block_tiles(num, screen, top, left)]
+
+
+def _block_tiles(num: int, screen: Screen, top: int, left: int) -> Iterator[Tile]:
+    for first in range(top, min(top + _BLOCK, num), screen.tall):
+        rows = slice(first, min(first + screen.tall, top + _BLOCK, num))
+        for at in range(left, min(left + _BLOCK, num), screen.wide):
+            columns = slice(at, min(at + screen.wide, left + _BLOCK, num))
+            if columns.stop > rows.start:  # below the diagonal there is nothing new
+                yield rows, columns
 
 
 def near_vectors(
@@ -184,7 +195,7 @@ def near_vectors(
     vectors_ND  (N, D) float16 or float32, of any length, memory-mapped or not
     threshold   in (0, 1]
     only        some of `tiles(N, screen)`, to share the work; all of them if not given
-    raises      PartitionError where there are more than `max_pairs`
+    raises      RunError where there are more than `max_pairs`
     """
     check_threshold(threshold)
     screen = screen or best_screen()
@@ -203,9 +214,9 @@ def near_vectors(
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise PartitionError for a cosine that nothing or everything reaches."""
+    """Raise RunError for a cosine that nothing or everything reaches."""
     if not 0 < threshold <= 1:
-        raise PartitionError(f"a threshold of {threshold} is no cosine to look for", hint="give one in (0, 1], such as 0.95")
+        raise RunError(f"a threshold of {threshold} is no cosine to look for", hint="give one in (0, 1], such as 0.95")
 
 
 class Found:
@@ -228,7 +239,7 @@ class Found:
             self._num += int(near.sum())
             if self._num > self._max:
                 hint = "raise the threshold, or take exact duplicates out first"
-                raise PartitionError(f"more than {self._max} pairs have a cosine of at least {self._least:.6g}", hint=hint)
+                raise RunError(f"more than {self._max} pairs have a cosine of at least {self._least:.6g}", hint=hint)
             self._parts.append((one[near], other[near], np.maximum(1 - cosine[near], 0).astype(np.float32)))
 
     def pairs(self) -> Pairs:

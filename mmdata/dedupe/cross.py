@@ -18,7 +18,7 @@ from mmdata.dedupe.blocks import BRUTE_NS, CANDIDATE_NS, WHOLE, WORD, Move, Part
 from mmdata.dedupe.hamming import MAX_PAIRS, collapse
 from mmdata.dedupe.met import Met, met_of
 from mmdata.dedupe.pairs import crossed
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 CHUNK = 1 << 22  # asked hashes that are looked at together
 MEMORY_MIB = 1024
@@ -118,7 +118,7 @@ class HashIndex:
     def near(self, asked: np.ndarray) -> Met:
         """Return all pairs of held and asked hashes, (V, W) uint64, within the radius; each pair once.
 
-        Raises PartitionError where there are more than `hamming.MAX_PAIRS`.
+        Raises RunError where there are more than `hamming.MAX_PAIRS`.
         """
         parts, total = [], 0
         if not len(asked):
@@ -127,9 +127,7 @@ class HashIndex:
             parts.append(Met(held, other, distance))
             total += len(held)
             if total > MAX_PAIRS:
-                raise PartitionError(
-                    f"more than {MAX_PAIRS:,} hashes are within {self.radius} bits", hint="take a smaller radius"
-                )
+                raise RunError(f"more than {MAX_PAIRS:,} hashes are within {self.radius} bits", hint="take a smaller radius")
         return met_of(parts)
 
     def _met(self, tables: Sequence[_Table], asked: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -228,7 +226,7 @@ def cross_hashes(new: np.ndarray, past: np.ndarray, radius: int, *, chunk: int =
 
     new, past  (N,) or (N, W) uint64; the past, memory-mapped, is read in chunks and never held
     part       (number, of how many): only these chunks of the past
-    raises     PartitionError where there are more than `hamming.MAX_PAIRS`
+    raises     RunError where there are more than `hamming.MAX_PAIRS`
     """
     once, parts, total = collapse(new), [], 0
     for index in hash_indexes(once.values_UW, radius, Asking(len(past), chunk)):
@@ -237,7 +235,7 @@ def cross_hashes(new: np.ndarray, past: np.ndarray, radius: int, *, chunk: int =
             met = index.near(others.values_UW)
             total += int((np.bincount(once.of_N)[met.held_M] * np.bincount(others.of_N)[met.asked_M]).sum()) if len(met) else 0
             if total > MAX_PAIRS:
-                raise PartitionError(f"more than {MAX_PAIRS:,} hashes are within {radius} bits", hint="take a smaller radius")
+                raise RunError(f"more than {MAX_PAIRS:,} hashes are within {radius} bits", hint="take a smaller radius")
             parts += [Met(held, asked + start, distance) for held, asked, distance in _expanded(met, once.of_N, others.of_N)]
     found = met_of(parts)
     order = np.lexsort((found.asked_M, found.held_M))

@@ -82,6 +82,8 @@ def hashes_of(values: pa.ChunkedArray) -> np.ndarray:
     elif pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         parts = [_mixed(np.asarray(chunk.fill_null(0)).astype(np.int64).view(np.uint64)) for chunk in values.chunks if len(chunk)]
     else:
+        if pa.types.is_floating(kind):
+            values = pc.add(values, pa.scalar(0, kind))  # -0.0 is 0.0
         parts = [_of_bytes(chunk.cast(pa.string()).cast(pa.large_binary())) for chunk in values.chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 

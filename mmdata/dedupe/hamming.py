@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdata.dedupe.blocks import BRUTE_NS, CANDIDATE_NS, WHOLE, WORD, Found, Part, best_choice, brute, near_words
 from mmdata.dedupe.pairs import Pairs, crossed, expanded, in_order, no_pairs, num_expanded
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 MAX_PAIRS = 200_000_000  # beyond it the answer would not fit; a radius that gives so many says nothing
 
@@ -52,7 +52,7 @@ def near_hashes(hashes: np.ndarray, radius: int, max_pairs: int = MAX_PAIRS) -> 
     """Return all pairs of hashes that differ in at most `radius` bits, equal ones included.
 
     hashes    (N,) uint64, or (N, W) uint64 for W words a hash
-    raises    PartitionError where there are more than `max_pairs`: the equal ones count too, see `near_values`
+    raises    RunError where there are more than `max_pairs`: the equal ones count too, see `near_values`
     """
     once = collapse(hashes)
     found = near_values(once.values_UW, radius, max_pairs)
@@ -64,7 +64,7 @@ def near_values(values_UW: np.ndarray, radius: int, max_pairs: int = MAX_PAIRS, 
     """Return all pairs of different hashes, as `collapse` gives them, that differ in at most `radius` bits.
 
     part      (number, of how many): only this part of the pairs; all parts together hold each pair once
-    raises    PartitionError where there are more than `max_pairs`
+    raises    RunError where there are more than `max_pairs`
     """
     values = _words(values_UW)
     if radius <= 0 or len(values) < 2:
@@ -104,7 +104,7 @@ def _gathered(parts: Iterator[Found], max_pairs: int, radius: int) -> Found:
 
 def _refuse_many(total: int, max_pairs: int, radius: int) -> None:
     if total > max_pairs:
-        raise PartitionError(
+        raise RunError(
             f"more than {max_pairs:,} pairs of hashes are within {radius} bits of each other",
             hint="take a smaller radius or a longer hash, or drop pictures without detail first",
         )

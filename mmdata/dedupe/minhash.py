@@ -21,7 +21,7 @@ from mmdata.dedupe.hamming import MAX_PAIRS
 from mmdata.dedupe.pairs import Pairs, crossed, expanded, in_order, no_pairs, num_expanded
 from mmdata.dedupe.sketch import MinHash, Sketches, band_keys, chance_met, minhash_for, sets_of, signatures, sketches
 from mmdata.dedupe.words import whole_at_first, whole_texts
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 __all__ = [
     "MinHash", "Sketches", "Values", "band_keys", "chance_met", "collapse", "minhash_for", "near_texts", "near_values",
@@ -74,7 +74,7 @@ def near_texts(
 
     way         None is `minhash_for(threshold)`: it meets 99 % of the pairs at the threshold, and more above it
     share, of   one share of the pairs: all shares together hold each pair once
-    raises      PartitionError where there are more than `max_pairs`: equal texts count too, see `near_values`
+    raises      RunError where there are more than `max_pairs`: equal texts count too, see `near_values`
     """
     way = way or minhash_for(threshold)
     values = collapse(texts, sketches(texts, way), way)
@@ -93,13 +93,13 @@ def near_values(values: Values, threshold: float, part: Part = WHOLE, max_pairs:
     The runs of those texts that have another beside them in some band of this part are held in memory, about 55 bytes each.
 
     part      (number, of how many): only this part of the pairs; all parts together hold each pair once
-    raises    PartitionError where there are more than `max_pairs`, or 20 times as many would have to be compared
+    raises    RunError where there are more than `max_pairs`, or 20 times as many would have to be compared
     """
     bands = range(part[0], values.keys_VB.shape[1], part[1])
     groups = {band: _groups(values.keys_VB[:, band]) for band in bands}
     tries = sum(int((num * (num - 1) // 2).sum()) for _, num in groups.values())
     if tries > _TRIES_A_PAIR * max_pairs:
-        raise PartitionError(
+        raise RunError(
             f"{tries:,} pairs of texts would have to be compared: many texts are alike in a part of their words",
             hint="take a higher threshold or longer bands, or drop texts made from a template first",
         )
@@ -171,7 +171,7 @@ class _Compare:
 
 def _refuse_many(total: int, max_pairs: int, threshold: float) -> None:
     if total > max_pairs:
-        raise PartitionError(
+        raise RunError(
             f"more than {max_pairs:,} pairs of texts have a similarity of {threshold} or more",
             hint="take a higher threshold, or drop equal texts first",
         )

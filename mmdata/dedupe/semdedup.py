@@ -18,6 +18,7 @@ from mmdata.storage.digest import mix64
 
 Keep = Literal["hard", "easy", "random"]
 _BLOCK = 2048
+_ROUNDED = 1e-5  # float32 products only screen
 
 
 def semdedup(
@@ -25,7 +26,7 @@ def semdedup(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the keeper of each vector, its own place where it stays, (N,) int64, and one minus their cosine, (N,) float32.
 
-    epsilon   in [0, 1): vectors with a cosine above 1 - epsilon are the same
+    epsilon   in (0, 1): vectors with a cosine above 1 - epsilon are the same
     keep      `hard`: the one farthest from the centre of its cluster; `easy`: the nearest; `random`: any, by the seed
     """
     unit = Unit(vectors_ND)
@@ -47,8 +48,10 @@ def befores(
     for home in stays.members(guests=False)[part[0] :: part[1]]:
         vectors = stays.vector_S[home]
         vectors = vectors[np.argsort(_order(stays.cosine_S[home], vectors, order), kind="stable")]
-        out, at = _judge(unit.rows(vectors), epsilon)
-        gone.append((vectors[out], vectors[at]))
+        out, at = _judge(unit.rows(vectors), epsilon + _ROUNDED)
+        out, at = vectors[out], vectors[at]
+        sure = unit.cosines(out, at) > 1 - epsilon
+        gone.append((out[sure], at[sure]))
     out, at = (np.concatenate(column) for column in zip(*gone, strict=True))
     return out, at
 

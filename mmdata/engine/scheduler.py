@@ -183,7 +183,8 @@ class Scheduler:
     def _input_key(self, stage_key: str) -> str:
         """Key a GlobalFilter or Sink by the digests of what it reads: new responses make it anew."""
         parts = self.generation.partitions
-        return short([stage_key, [(parts[u].number, parts[u].ident, self.heads[u]["result"]) for u in sorted(self.heads)]])
+        read = [(u, parts[u].number, parts[u].ident, self.heads[u]["result"]) for u in sorted(self.heads)]
+        return short([stage_key, len(parts), read])  # the files of passes are named by place, and buckets follow their number
 
     def _passes(self, step: int, key: str, label: str) -> list[dict[str, Any]]:
         """Run the passes of a step one after the other; return the records of the last."""

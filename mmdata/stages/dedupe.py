@@ -66,6 +66,11 @@ class Dedupe(GlobalFilter):
         return self.likeness or self.semantic or self.captions or self.semdedup
 
     @property
+    def device(self) -> str | None:
+        """Where products are made: on no GPU that was not asked for."""
+        return None if self.resources.gpus else "cpu"
+
+    @property
     def _by(self) -> tuple[str, ...]:
         if self.way is not None:
             return (self.way.column,)
@@ -96,7 +101,7 @@ class Dedupe(GlobalFilter):
         """Bring together what is the same and choose in each group; or find out together what is alike, then choose."""
         if self.way is None:
             return (Scatter(self._prepare, self._bucket), Gather(self._choose))
-        return (Scatter(self._prepare), *self.way.shares(), Share(self._judge, most=1))
+        return (Scatter(self._prepare), *self.way.shares(self.device), Share(self._judge, most=1))
 
     def _prepare(self, table: pa.Table) -> pa.Table:
         needed = dict.fromkeys((*_BASE, *rule_columns(self._rules)))

@@ -6,6 +6,7 @@ compared of all of them (see `Share`), mapped and not read, and finds its part o
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -18,10 +19,10 @@ from mmdata.dedupe.alike import REASON, Items, Things, hash_items, hashes_in, ju
 from mmdata.dedupe.clustered import Clustering, Stays
 from mmdata.dedupe.cosine import Unit, best_screen, near_vectors, tiles
 from mmdata.dedupe.groups import dropped
-from mmdata.dedupe.hamming import chance_links, collapse, near_values
+from mmdata.dedupe.hamming import MAX_PAIRS, chance_links, collapse, near_values
 from mmdata.dedupe.lines import Lines
 from mmdata.dedupe.pairs import Pairs, from_table, to_table
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
 from mmdata.schema import NOTE, is_embedding
 from mmdata.stages.passes import Share
 
@@ -49,8 +50,8 @@ class Way(Model, ABC):
         """Refuse a column of another type."""
 
     @abstractmethod
-    def shares(self) -> tuple[Share, ...]:
-        """Return how pairs are found, by tasks."""
+    def shares(self, device: str | None) -> tuple[Share, ...]:
+        """Return how pairs are found, by tasks; `device` is None where a GPU may be used, else `cpu`."""
 
     @abstractmethod
     def memory_mib(self, num: int, kind: pa.DataType) -> int:
@@ -104,7 +105,7 @@ class Hashes(Way):
         """Say it for people."""
         return f"{self.column} within {self.radius}"
 
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self, device: str | None) -> tuple[Share, ...]:
         """Collapse equal hashes, then share the choices of blocks."""
         return (Share(self._values, most=1), Share(self._pairs))
 
@@ -120,6 +121,7 @@ class Hashes(Way):
 
     def judge(self, rows: pa.Table, found: pa.Table, things: Things, share: float | None) -> pa.Table:
         """Return the verdicts."""
+        refuse_many(found)
         return judge(rows, things, hash_items(rows, COMPARED, things), from_table(found), share)
 
 
@@ -177,15 +179,15 @@ class Vectors(_Vectors):
         """Say it for people."""
         return f"{self.column} of cosine {self.cosine:g}"
 
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self, device: str | None) -> tuple[Share, ...]:
         """Share the blocks of products, or learn the centres and share what is done with them."""
         if self.clustered is None:
-            return (Share(self._tiles),)
-        return (Share(self._centres, most=1), Share(self._stays), Share(self._in_clusters))
+            return (Share(partial(self._tiles, device)),)
+        return (Share(self._centres, most=1), Share(self._stays), Share(partial(self._in_clusters, device)))
 
-    def _tiles(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
-        screen, unit = best_screen(), self._unit(rows)
-        return to_table(near_vectors(unit, self.cosine, screen, tiles(len(unit), screen)[part::parts]))
+    def _tiles(self, device: str | None, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+        screen, unit = best_screen(device), self._unit(rows)
+        return to_table(near_vectors(unit, self.cosine, screen, tiles(len(unit), screen, (part, parts))))
 
     def _centres(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
         assert self.clustered is not None
@@ -199,16 +201,17 @@ class Vectors(_Vectors):
         reach = clustered.reach_of(self.cosine, how)
         return _stay_table(clustered.stays_of(self._unit(rows), centres, reach, how.visits, (part, parts)))
 
-    def _in_clusters(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
+    def _in_clusters(self, device: str | None, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
         assert self.clustered is not None
         assert found is not None
-        screen, unit, share = best_screen(), self._unit(rows), (part, parts)
+        screen, unit, share = best_screen(device), self._unit(rows), (part, parts)
         pairs = clustered.pairs_in_clusters(unit, _stays_in(found), self.cosine, screen, share)
         truth = clustered.pairs_checked(unit, self.cosine, self.clustered.how(), screen, share)
         return pa.concat_tables([_marked(pairs, truth=False), _marked(truth, truth=True)])
 
     def judge(self, rows: pa.Table, found: pa.Table, things: Things, share: float | None) -> pa.Table:
         """Return the verdicts, and how much was found."""
+        refuse_many(found)
         place, note = _places(rows), None
         if self.clustered is None:
             pairs = from_table(found)
@@ -227,7 +230,7 @@ class SemDeDup(_Vectors):
     epsilon   one minus the cosine      clusters   how many; by default 2 * sqrt(rows)
     """
 
-    epsilon: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.05
     keep: semdedup.Keep = "hard"
     clusters: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
@@ -236,7 +239,7 @@ class SemDeDup(_Vectors):
         """Say it for people."""
         return f"{self.column} by SemDeDup, {self.keep}"
 
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self, device: str | None) -> tuple[Share, ...]:
         """Learn the centres, put rows into clusters, and share the clusters."""
         return (Share(self._centres, most=1), Share(self._stays), Share(self._befores))
 
@@ -312,7 +315,7 @@ class Texts(Way):
             records = records.append_column(name, kept.column(name))
         return records
 
-    def shares(self) -> tuple[Share, ...]:
+    def shares(self, device: str | None) -> tuple[Share, ...]:
         """Collapse texts of the same runs, then share the bands."""
         return (Share(self._values, most=1), Share(self._pairs))
 
@@ -332,9 +335,18 @@ class Texts(Way):
 
     def judge(self, rows: pa.Table, found: pa.Table, things: Things, share: float | None) -> pa.Table:
         """Return the verdicts."""
+        refuse_many(found)
         values = self._collapsed(rows)
         worded = np.flatnonzero(values.of_N < len(values.keys_VB))
         return judge(rows, things, Items(values.of_N[worded], things.of_N[worded]), from_table(found), share)
+
+
+def refuse_many(found: pa.Table) -> None:
+    """Raise RunError where all parts together found more pairs than the task that chooses can hold."""
+    if found.num_rows > MAX_PAIRS:
+        raise RunError(
+            f"`dedupe`: {found.num_rows:,} pairs of rows are alike", hint="compare more strictly, or drop equal rows first"
+        )
 
 
 def _item_type(kind: pa.DataType) -> pa.DataType:

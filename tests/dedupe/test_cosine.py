@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdata.dedupe.cosine import Screen, best_screen, near_vectors, tiles, torch_screen
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 NUMPY = best_screen("numpy")
 SMALL = Screen("small tiles", 7, 5, NUMPY.load, NUMPY.hits, NUMPY.error, NUMPY.error_D)
@@ -85,7 +85,7 @@ def test_a_vector_without_direction_is_near_nothing() -> None:
 
 
 def test_too_many_pairs_and_thresholds_that_say_nothing_are_refused() -> None:
-    with pytest.raises(PartitionError, match=r"more than 10 pairs have a cosine of at least 0\.9"):
+    with pytest.raises(RunError, match=r"more than 10 pairs have a cosine of at least 0\.9"):
         near_vectors(np.ones((20, 4), np.float32), 0.9, NUMPY, max_pairs=10)
-    with pytest.raises(PartitionError, match=r"a threshold of 1\.5 is no cosine"):
+    with pytest.raises(RunError, match=r"a threshold of 1\.5 is no cosine"):
         near_vectors(np.ones((2, 4), np.float32), 1.5, NUMPY)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmdata.dedupe import blocks, hamming
 from mmdata.dedupe.hamming import chance_links, collapse, near_hashes, near_values
-from mmdata.errors import PartitionError
+from mmdata.errors import RunError
 
 Found = list[tuple[int, int, float]]
 
@@ -113,9 +113,7 @@ def test_a_hundred_thousand_flat_pictures_take_no_longer_than_others() -> None:
     flips = [1 << a for a in range(11)] + [(1 << a) | (1 << b) for a in range(11) for b in range(a)]
     near = sum(int(((numbers ^ flip) < 2_000).sum()) for flip in flips) // 2
     assert len(pairs) == near + 12  # the flat one is near 0 and the powers of two
-    with pytest.raises(
-        PartitionError, match=r"more than 1,000 pairs of hashes are within 2 bits[\s\S]*hint: take a smaller radius"
-    ):
+    with pytest.raises(RunError, match=r"more than 1,000 pairs of hashes are within 2 bits[\s\S]*hint: take a smaller radius"):
         hamming.near_values(values, 2, 1000)
 
 
