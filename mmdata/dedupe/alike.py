@@ -3,7 +3,7 @@
 Decided here: what is near something else is an item: a hash, a vector, a text. A thing has items: a row has one, or a list of
 them (views of its picture, frames of its video), and a sample has those of its rows (a document its pictures). Two things with
 one item each are alike where these are. Of those with more, it counts how many of the items of both together have their
-like on the other side. Rows of one and the same hash make no pairs, so a million equal pictures cost nothing.
+like on the other side. Things of the same items are one until the best of them is chosen: a million equal pictures cost nothing.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmdata.dedupe.groups import dropped, keepers, ranks
-from mmdata.dedupe.hamming import collapse, near_values
-from mmdata.dedupe.pairs import Pairs, expanded, in_order
+from mmdata.dedupe.hamming import MAX_PAIRS, collapse, near_values
+from mmdata.dedupe.pairs import Pairs, expanded, in_order, num_expanded
 from mmdata.errors import RunError
+from mmdata.storage.digest import mix64
 
 _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -26,7 +27,19 @@ REASON = "near_duplicate"
 
 def hashes_in(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes of a column, (H, W) uint64, and the row of each, (H,) int64, ascending; nulls have none."""
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    found, first = [_hashes_of(chunk) for chunk in column.chunks], 0
+    owners = [np.zeros(0, np.int64)]
+    for chunk, (_, owner) in zip(column.chunks, found, strict=True):
+        owners.append(owner + first)
+        first += len(chunk)
+    values = [words for words, _ in found if len(words)]
+    if len({words.shape[1] for words in values}) > 1:
+        raise _uneven()
+    return np.concatenate(values) if values else np.zeros((0, 1), np.uint64), np.concatenate(owners)
+
+
+def _hashes_of(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return those of one piece: all of them in hex may be more than one array of texts can hold."""
     if pa.types.is_list(array.type):
         owner = pc.list_parent_indices(array)
         array = array.flatten()
@@ -39,15 +52,21 @@ def hashes_in(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return array.cast(pa.uint64()).to_numpy().reshape(-1, 1), owner
 
 
+def _uneven() -> RunError:
+    return RunError("not all hashes are hex digits of one length, 16 a word", hint="compare columns of `fingerprint`")
+
+
 def _of_hex(array: pa.Array) -> np.ndarray:
     """Return hashes in hex, all of one length, as words, (N, W) uint64."""
     sizes = pc.unique(pc.binary_length(array)).to_pylist()
     if not sizes:
         return np.zeros((0, 1), np.uint64)
+    if len(sizes) > 1 or not sizes[0] or sizes[0] % 16:
+        raise _uneven()
     digits = np.frombuffer(pc.binary_join(pa.ListArray.from_arrays([0, len(array)], array), "")[0].as_buffer(), np.uint8)
     values = _HEX[digits]
-    if len(sizes) > 1 or not sizes[0] or sizes[0] % 16 or (values > 15).any():
-        raise RunError("not all hashes are hex digits of one length, 16 a word", hint="compare columns of `fingerprint`")
+    if (values > 15).any():
+        raise _uneven()
     return (values[::2] << 4 | values[1::2]).view(">u8").astype(np.uint64).reshape(len(array), -1)
 
 
@@ -85,13 +104,48 @@ def judge(rows: pa.Table, things: Things, items: Items, pairs: Pairs, share: flo
     """
     best = things.best()
     rank_T = _dense(things.rank_N[best])
-    if len(np.unique(items.thing_I)) == len(items.thing_I):
-        keeper_T, distance_T = _by_values(rank_T, items, pairs)
-    else:
-        keeper_T, distance_T = keepers(things_alike(expanded(pairs, items.value_I), items.thing_I, share), rank_T)
+    if len(np.unique(items.thing_I)) < len(items.thing_I):
+        items, pairs = _by_sets(items, pairs, share)
+    keeper_T, distance_T = _by_values(rank_T, items, pairs)
     goes = keeper_T != np.arange(len(best))
     keeper_N = np.where(goes[things.of_N], best[keeper_T[things.of_N]], np.arange(rows.num_rows))
     return dropped(rows, keeper_N, distance_T[things.of_N], REASON)
+
+
+def _by_sets(items: Items, pairs: Pairs, share: float | None) -> tuple[Items, Pairs]:
+    """Return things as items of their own, whose value is their set of values, and the pairs of different sets.
+
+    Raises RunError where too many sets have a value in common.
+    """
+    order = np.lexsort((items.value_I, items.thing_I))
+    value, thing = items.value_I[order], items.thing_I[order]
+    fresh = np.append(True, (value[1:] != value[:-1]) | (thing[1:] != thing[:-1]))
+    value, thing = value[fresh], thing[fresh]
+    first = np.flatnonzero(np.append(True, thing[1:] != thing[:-1]))
+    # Two sums of 64 bits tell sets apart: for two to be taken for one, 10^18 others would have to be there.
+    salted = [mix64(value.astype(np.uint64) * np.uint64(2) + np.uint64(salt)) for salt in (0, 1)]
+    sets = collapse(np.stack([np.add.reduceat(salt, first) for salt in salted], axis=1))
+    one = np.zeros(len(sets.values_UW), np.int64)
+    one[sets.of_N[::-1]] = np.arange(len(first))[::-1]  # the first thing of each set stands for it
+    length = np.diff(np.append(first, len(value)))
+    which = np.repeat(np.arange(len(first)), length)
+    chosen = np.isin(which, one)
+    value_J, set_J = value[chosen], sets.of_N[which[chosen]]
+    known, of_J = np.unique(value_J, return_inverse=True)
+    told = _renamed(pairs, known)
+    if num_expanded(told, of_J) > MAX_PAIRS:
+        raise RunError(
+            f"more than {MAX_PAIRS:,} pairs of pictures are alike, for many rows or samples have one in common",
+            hint="drop equal pictures first, `dedupe: {by: pixels}`, or compare more strictly",
+        )
+    return Items(sets.of_N, thing[first]), things_alike(expanded(told, of_J), set_J, share)
+
+
+def _renamed(pairs: Pairs, known: np.ndarray) -> Pairs:
+    """Return the pairs of those values that are known, by their places among these."""
+    both = np.isin(pairs.left_P, known) & np.isin(pairs.right_P, known)
+    left, right = (np.searchsorted(known, side[both]) for side in (pairs.left_P, pairs.right_P))
+    return Pairs(left, right, pairs.distance_P[both])
 
 
 def _by_values(rank_T: np.ndarray, items: Items, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:

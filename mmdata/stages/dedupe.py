@@ -9,12 +9,11 @@ from pydantic import Field, model_validator
 from mmdata.dedupe.alike import REASON, Things
 from mmdata.dedupe.exact import bucket_of, column_of, exact_verdicts, hashes_of, values_of
 from mmdata.dedupe.groups import ranks, rule_columns, score_columns
+from mmdata.errors import ConfigError
 from mmdata.schema import PARTITION, PAYLOAD_COLUMN, ROW
 from mmdata.stages.likeness import COMPARED, Hashes, SemDeDup, Texts, Vectors, Way
 from mmdata.stages.passes import Gather, Pass, Scatter, Share
 from mmdata.stages.verbs import GlobalFilter
-
-_BASE = ("sample_id", "position", PARTITION, ROW)
 
 
 class Dedupe(GlobalFilter):
@@ -77,21 +76,36 @@ class Dedupe(GlobalFilter):
         return (self.by,) if isinstance(self.by, str) else self.by
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        return ("sample_id", "position", *(["document"] if self.unit == "sample" else []))
+
+    @property
     def _rules(self) -> tuple[str, ...]:
         return (*([self.best] if self.best else []), *self.keep)
 
     def reads(self) -> tuple[str, ...]:
         """Read what is compared, what ranks the copies, and the identity of the row."""
-        return tuple(dict.fromkeys((*map(column_of, self._by), *rule_columns(self._rules), "sample_id", "position")))
+        return tuple(dict.fromkeys((*map(column_of, self._by), *rule_columns(self._rules), *self._names)))
 
     def numeric(self) -> tuple[str, ...]:
         """Return the ranking columns."""
         return score_columns(self._rules)
 
     def check(self, fields: dict[str, pa.Field]) -> None:
-        """Refuse columns that a way cannot compare."""
+        """Refuse columns that cannot be compared so."""
         if self.way is not None:
             self.way.check(fields)
+            return
+        for name in self._by:
+            kind = fields[column_of(name)].type
+            derived = name != column_of(name)
+            if not pa.types.is_string(kind) and (derived or pa.types.is_nested(kind)):
+                raise ConfigError(
+                    f"`dedupe`: `by: {name}` cannot compare `{column_of(name)}`, which is {kind}",
+                    hint="`normal` and `folded` are of texts"
+                    if derived
+                    else "lists of hashes and embeddings: `likeness`, `semantic`",
+                )
 
     def reasons(self) -> tuple[str, ...]:
         """Return the only reason."""
@@ -104,7 +118,7 @@ class Dedupe(GlobalFilter):
         return (Scatter(self._prepare), *self.way.shares(self.device), Share(self._judge, most=1))
 
     def _prepare(self, table: pa.Table) -> pa.Table:
-        needed = dict.fromkeys((*_BASE, *rule_columns(self._rules)))
+        needed = dict.fromkeys((*self._names, PARTITION, ROW, *rule_columns(self._rules)))
         columns = {name: table.column(name) for name in needed if name != PAYLOAD_COLUMN}
         compared = {f"_by{place}": values_of(table, name) for place, name in enumerate(self._by)}
         there = np.logical_and.reduce([column.is_valid().to_numpy() for column in compared.values()])
@@ -132,8 +146,13 @@ class Dedupe(GlobalFilter):
 
 
 def _samples(rows: pa.Table) -> np.ndarray:
-    """Return the number of each row's sample, (N,) int64: published ids repeat, but no sample lies in two partitions."""
+    """Return the number of each row's sample, (N,) int64.
+
+    Published ids repeat: two pairs of one id are two samples, and no document lies in two partitions.
+    """
     ids = rows.column("sample_id").combine_chunks().dictionary_encode()
     key = rows.column(PARTITION).to_numpy() * max(len(ids.dictionary), 1) + ids.indices.to_numpy()
+    alone = ~rows.column("document").to_numpy()
+    key[alone] = key.max(initial=-1) + 1 + np.flatnonzero(alone)
     found: np.ndarray = np.unique(key, return_inverse=True)[1].astype(np.int64)
     return found

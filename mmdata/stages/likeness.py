@@ -307,9 +307,7 @@ class Texts(Way):
     def prepare(self, records: pa.Table, *, whole: bool) -> pa.Table:
         """Add what is kept of each text; of samples the first row stands for all their texts."""
         if whole:
-            records = records.set_column(
-                records.schema.get_field_index(COMPARED), COMPARED, minhash.whole_at_first(records, COMPARED)
-            )
+            records = records.set_column(records.schema.get_field_index(COMPARED), COMPARED, _whole(records))
         kept = minhash.sketches(records.column(COMPARED), self._how).to_table()
         for name in kept.column_names:
             records = records.append_column(name, kept.column(name))
@@ -339,6 +337,16 @@ class Texts(Way):
         values = self._collapsed(rows)
         worded = np.flatnonzero(values.of_N < len(values.keys_VB))
         return judge(rows, things, Items(values.of_N[worded], things.of_N[worded]), from_table(found), share)
+
+
+def _whole(records: pa.Table) -> pa.ChunkedArray:
+    """Return the texts that are compared where samples are: a document's all at its first row, a pair's own."""
+    inside = records.column("document").to_numpy()
+    own = records.column(COMPARED).cast(pa.large_string())
+    documents = minhash.whole_at_first(records.filter(pa.array(inside)), COMPARED)
+    at = np.arange(len(inside)) + len(documents)
+    at[inside] = np.arange(len(documents))
+    return pa.chunked_array([*documents.chunks, *own.chunks], pa.large_string()).take(pa.array(at))
 
 
 def refuse_many(found: pa.Table) -> None:

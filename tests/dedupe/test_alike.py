@@ -172,6 +172,40 @@ def test_documents_are_alike_by_the_share_of_their_pictures() -> None:
     assert loose.column("value").to_pylist() == [0.5] * 4 + [0.75] * 3
 
 
+def test_many_equal_lists_make_no_pairs_of_their_own() -> None:
+    """A placeholder in 30,000 rows, with two equal views: their pairs would be two thousand millions."""
+    num = 30_000
+    table = table_of(pa.array([[7, 7 << 20]] * num + [[7, 1 << 50], [3 << 40]], pa.list_(pa.uint64())))
+    things = Things(np.arange(num + 2), np.arange(num + 2)[::-1].copy())
+    said = judge(table, things, hash_items(table, "hash", things), near_values(np.array([7, 7 << 20, 3 << 40], np.uint64), 0))
+    assert said.num_rows == num
+    assert set(said.column("keeper_id").to_pylist()) == {f"{num:032x}"}
+    strict = judge(table, things, hash_items(table, "hash", things), near_values(np.array([7], np.uint64), 0), 0.9)
+    assert (strict.num_rows, set(strict.column("keeper_id").to_pylist())) == (num - 1, {f"{num - 1:032x}"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 40), max_size=4), max_size=14), st.sampled_from([None, 0.3, 0.5, 1.0]), st.integers(0, 2))
+def test_lists_are_alike_as_comparing_them_one_by_one_says(lists: list[list[int]], share: float | None, radius: int) -> None:
+    table = table_of(pa.array(lists, pa.list_(pa.uint64())))
+    things = Things(np.arange(len(lists)), np.arange(len(lists)))
+    pairs = near_values(collapse(hashes_in(table.column("hash"))[0]).values_UW, radius)
+    said = judge(table, things, hash_items(table, "hash", things), pairs, share)
+    stays: list[int] = []
+    for row, mine in enumerate(lists):
+        if not any(alike(set(mine), set(lists[kept]), share, radius) for kept in stays):
+            stays.append(row)
+    assert sorted(said.column(ROW).to_pylist()) == [row for row in range(len(lists)) if row not in stays]
+
+
+def alike(one: set[int], other: set[int], share: float | None, radius: int) -> bool:
+    met = [(a, b) for a in one for b in other if (a ^ b).bit_count() <= radius]
+    if not met or share is None:
+        return bool(met)
+    matched = min(len({a for a, _ in met}), len({b for _, b in met}))
+    return matched / (len(one) + len(other) - matched) >= share
+
+
 def test_videos_are_alike_by_the_share_of_their_frames() -> None:
     frames = pa.array([[1 << 8, 1 << 16, 1 << 24], [1 << 16, 1 << 24 | 1], [1 << 8], [], None], pa.list_(pa.uint64()))
     table = table_of(frames)
@@ -225,6 +259,24 @@ def test_a_run_keeps_the_largest_of_pictures_that_look_alike_on_every_executor(t
     assert "near_duplicate by dedupe pdq within 31, distance" in groups_text(groups, 3)
     write_groups(tmp_path / "g.html", str(tmp_path / "a"), groups)
     assert (tmp_path / "g.html").read_text(encoding="utf-8").count("data:image/jpeg") == 6
+
+
+@pytest.mark.parametrize(("by", "match"), [
+    ("normal(width)", r"`by: normal\(width\)` cannot compare `width`, which is int32[\s\S]*are of texts"),
+    ("phash_views", r"`by: phash_views` cannot compare `phash_views`, which is list[\s\S]*`likeness`"),
+])  # fmt: skip
+def test_columns_that_cannot_be_equal_are_refused_before_the_run(tmp_path: Path, by: str, match: str) -> None:
+    plan = Plan(
+        name="x", source=(folder_of_copies(tmp_path / "i"),), stages=(Measure(), Fingerprint(views=("flip",)), Dedupe(by=by))
+    )
+    with pytest.raises(ConfigError, match=match):
+        plan.check()
+
+
+def test_zero_has_one_bucket_and_hex_two_cases() -> None:
+    assert len(set(bucket_of(pa.chunked_array([[0.0, -0.0]]), 64).tolist())) == 1
+    upper, lower = (hashes_in(pa.chunked_array([[text]]))[0].tolist() for text in ("00FF" * 4, "00ff" * 4))
+    assert upper == lower
 
 
 def test_a_likeness_that_chance_alone_gives_is_refused() -> None:
