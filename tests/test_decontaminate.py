@@ -342,6 +342,22 @@ def test_an_eval_set_may_be_captions_and_embeddings_alone(home: Path, embedded: 
     assert {name for name in found if name.startswith("clean")} == {"clean7"}
     with pytest.raises(ConfigError, match=r"has no column `phash`[\s\S]*hint: it has question, clip_score"):
         build_reference(given, str(tmp_path / "other"), ("phash",), InlineExecutor())
+    made = open_reference(str(tmp_path / "out"))
+    take_out(str(tmp_path / "out"), [made.names(0, np.array([0]))[0][0]])
+    with pytest.raises(ConfigError, match=r"samples were taken out of this reference\s+hint: delete the folder"):
+        build_reference(given, str(tmp_path / "out"), columns, InlineExecutor())
+    assert open_reference(str(tmp_path / "out")).facts.rows == 7
+
+
+def test_vectors_may_be_missing_at_the_start_of_an_eval_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmdata.report.build_reference._ROWS", 4)
+    vectors: list[list[float] | None] = [None] * 5 + [[0.6, 0.8]] * 3
+    pq.write_table(pa.table({"e": vectors}), tmp_path / "set.parquet")
+    reference = build_reference(EvalSet(str(tmp_path / "set.parquet"), "few"), str(tmp_path / "out"), ("e",), InlineExecutor())
+    assert [len(reference.items(part, "e").owner_M) for part in range(2)] == [0, 3]
+    pq.write_table(pa.table({"e": pa.array([None] * 3, pa.list_(pa.float32()))}), tmp_path / "set.parquet")
+    with pytest.raises(ConfigError, match=r"set\.parquet: column `e` holds no vector"):
+        build_reference(EvalSet(str(tmp_path / "set.parquet"), "none"), str(tmp_path / "none"), ("e",), InlineExecutor())
 
 
 def test_what_cannot_be_compared_is_refused_before_the_run(

@@ -88,6 +88,9 @@ class Runner:
         """Do what is missing and return what the run came to."""
         started = time.monotonic()
         generation, job = find_generation(self.run, self.plan, self.allow, self.limit, self.retry)
+        num = sum(partition.rows for partition in generation.partitions)
+        for stage in self.plan.stages:
+            stage.check_size(num, self.plan.fields)
         look = Scheduler(self.run, generation, job, None)
         if look.segments() and (sunk := self._sink(look)) is not None and self._manifested(generation, look):
             show_newest(self.run, generation.number, sunk[0], funnel(list(look.heads.values())))

@@ -126,8 +126,13 @@ def _refuse_empty(given: EvalSet, result: RunResult) -> None:
 def _publish(made: str, out: str) -> None:
     """Bring the files of a finished reference to its folder; `reference.json` comes last and goes first."""
     source, store = open_store(made).sub(FOLDER), open_store(out)
-    if store.exists(REFERENCE) and store.read(REFERENCE) == source.read(REFERENCE):
-        return
+    if store.exists(REFERENCE):
+        if store.read(REFERENCE) == source.read(REFERENCE):
+            return
+        if open_reference(out).facts.generation > 1:
+            raise ConfigError(
+                f"{out}: samples were taken out of this reference", hint="delete the folder to make it anew, with them"
+            )
     store.delete(REFERENCE)
     for name in source.list(""):
         if name != REFERENCE:
@@ -163,31 +168,40 @@ def _tables(given: EvalSet, columns: Sequence[str]) -> Iterator[pa.Table]:
         file, first = pq.ParquetFile(path), 0
         if missing := [name for name in wanted.values() if name not in file.schema_arrow.names]:
             raise ConfigError(f"{path}: has no column `{missing[0]}`", hint=f"it has {', '.join(file.schema_arrow.names)}")
+        dims = {
+            column: _dim(file, column, path) for column in wanted.values() if _is_vectors(file.schema_arrow.field(column).type)
+        }
         for batch in file.iter_batches(_ROWS, columns=list(dict.fromkeys(wanted.values()))):
             table = pa.Table.from_batches([batch])
             ids = [digest_json(["reference", path.name, first + row])[:32] for row in range(table.num_rows)]
-            found = {name: _as_kept(table.column(column)) for name, column in wanted.items()}
+            found = {name: _as_kept(table.column(column), dims.get(column)) for name, column in wanted.items()}
             yield pa.table({"sample_id": ids, "position": pa.array(np.zeros(table.num_rows, np.int32)), **found})
             first += table.num_rows
 
 
-def _as_kept(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return lists of floating-point numbers of one length as embeddings."""
-    kind = column.type
-    if (
-        is_embedding(kind)
-        or not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
-        or not pa.types.is_floating(kind.value_type)
-    ):
+def _is_vectors(kind: pa.DataType) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return lists and pa.types.is_floating(kind.value_type) and not is_embedding(kind)
+
+
+def _dim(file: pq.ParquetFile, column: str, path: Path) -> int:
+    """Return how many numbers the first vector of a column has."""
+    for batch in file.iter_batches(_ROWS, columns=[column]):
+        if len(there := batch.column(0).drop_null()):
+            return len(there[0])
+    raise ConfigError(f"{path}: column `{column}` holds no vector", hint="a reference of nothing would find nothing")
+
+
+def _as_kept(column: pa.ChunkedArray, dim: int | None) -> pa.ChunkedArray:
+    """Return lists of `dim` floating-point numbers as embeddings, and all else as it is."""
+    if dim is None:
         return column
     array = column.combine_chunks()
-    sizes = set(array.drop_null().value_lengths().to_pylist()) if pa.types.is_list(kind) else {kind.list_size}
-    if len(sizes) != 1:
-        raise ConfigError(f"vectors of {len(sizes)} lengths cannot be compared", hint="give embeddings of one model")
-    (dim,) = sizes
-    flat = pa.array(array.drop_null().flatten().to_numpy().astype(np.float16))
+    there = array.drop_null()
+    if pa.types.is_list(column.type) and set(there.value_lengths().to_pylist()) - {dim}:
+        raise ConfigError("vectors of several lengths cannot be compared", hint="give embeddings of one model")
+    flat = pa.array(there.flatten().to_numpy().astype(np.float16))
     lines = pa.FixedSizeListArray.from_arrays(flat, dim)
     places = np.cumsum(array.is_valid().to_numpy(zero_copy_only=False)) - 1
-    return pa.chunked_array([lines.take(pa.array(places, mask=array.is_null().to_numpy(zero_copy_only=False)))]).cast(
-        embedding(dim)
-    )
+    null = array.is_null().to_numpy(zero_copy_only=False)
+    return pa.chunked_array([lines.take(pa.array(places, mask=null))]).cast(embedding(dim))

@@ -1,7 +1,6 @@
 """Judge rows by whether an earlier corpus holds them, or nearly."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -42,33 +41,12 @@ class Against(Comparing, GlobalFilter):
     """
 
     name: ClassVar[str] = "against"
-    not_in_key: ClassVar[set[str]] = {"resources", "references"}  # paths: what lies there is in `inputs`
 
     resources: Resources = Resources(memory_mib=8192, call_s=3600)
-
-    def reads(self) -> tuple[str, ...]:
-        """Read what is compared."""
-        return self.compared()
 
     def reasons(self) -> tuple[str, ...]:
         """Return one for each method."""
         return tuple(_reason(method) for method in range(len(REASONS)))
-
-    def inputs(self) -> tuple[str, ...]:
-        """Return the digests of the references."""
-        return self.digests()
-
-    def check(self, fields: dict[str, pa.Field]) -> None:
-        """Refuse references without what is compared."""
-        self.check_references(fields)
-
-    def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
-        """Refuse embeddings of two models."""
-        self.check_models(makers, self.name)
-
-    def located(self, home: Path) -> "Against":
-        """Return itself with absolute paths."""
-        return self.model_copy(update={"references": self.moved(home)})
 
     def passes(self) -> tuple[Pass, ...]:
         """Bring together what is compared; share the past; choose."""
@@ -82,7 +60,7 @@ class Against(Comparing, GlobalFilter):
         tables = [_FOUND.empty_table()]
         for place, way in enumerate(self.comparisons()):
             values, _ = self._values(rows, place)
-            nearest = _nearest(way, values, self.opened(), (part, parts))
+            nearest = _nearest(way, values, self.opened(), None if self.resources.gpus else "cpu", (part, parts))
             at = nearest.met
             columns = [at, np.full(len(at), place, np.int32), nearest.of_N[at], nearest.place_N[at], nearest.distance_N[at]]
             tables.append(pa.table(columns, schema=_FOUND))
@@ -131,11 +109,13 @@ class _Chunk(NamedTuple):
     place_M: np.ndarray
 
 
-def _nearest(way: Comparison, values: Once, references: tuple[Reference, ...], share: tuple[int, int]) -> Nearest:
+def _nearest(
+    way: Comparison, values: Once, references: tuple[Reference, ...], device: str | None, share: tuple[int, int]
+) -> Nearest:
     """Return for each value what is nearest in a share of the past."""
     nearest = Nearest(len(values.values))
     total = sum(reference.facts.rows for reference in references) // share[1] + 1
-    for index in way.indexes(values.values, Asking(total), None) if len(values.values) else ():
+    for index in way.indexes(values.values, Asking(total), device) if len(values.values) else ():
         for chunk in _chunks(way, references, share):
             others = way.once(chunk.values)
             met = index.near(others.values)

@@ -7,7 +7,7 @@ that a verdict depends on no order of work.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from mmdata.dedupe.kept import source_of
 from mmdata.dedupe.ngrams import WORDS
 from mmdata.shards.reference import Reference, facts_digest, open_reference
 from mmdata.stages.comparisons import Alike, Comparison, Equal, Meaning, Worded
+from mmdata.stages.verbs import Stage
 
 
 class PastHashes(Model):
@@ -70,8 +71,10 @@ class PastTexts(Model):
         return f"{self.share:g} of runs of {self.ngram} words"
 
 
-class Comparing(Model):
-    """The fields of stages that compare rows with references."""
+class Comparing(Stage):
+    """What stages that compare rows with references have in common."""
+
+    not_in_key: ClassVar[set[str]] = {"resources", "references"}  # paths: what lies there is in `inputs`
 
     references: Annotated[tuple[str, ...], Field(min_length=1)]
     by: tuple[str, ...] = ()
@@ -96,34 +99,34 @@ class Comparing(Model):
             found.append(Worded(self.texts.name, share=self.texts.share))
         return tuple(found)
 
-    def compared(self) -> tuple[str, ...]:
-        """Return the columns that are compared."""
+    def reads(self) -> tuple[str, ...]:
+        """Read what is compared."""
         return tuple(dict.fromkeys(source_of(way.name) for way in self.comparisons()))
 
     def opened(self) -> tuple[Reference, ...]:
         """Return the references."""
         return tuple(opened(url) for url in self.references)
 
-    def digests(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[str, ...]:
         """Return the digest of each reference."""
         return tuple(reference.digest for reference in self.opened())
 
-    def check_references(self, fields: dict[str, pa.Field]) -> None:
-        """Raise ConfigError for a reference without what is asked of it."""
+    def check(self, fields: dict[str, pa.Field]) -> None:
+        """Refuse references without what is compared."""
         for reference in self.opened():
             for way in self.comparisons():
                 way.check(fields, reference)
 
-    def check_models(self, makers: dict[str, dict[str, object]], stage: str) -> None:
-        """Raise ConfigError for embeddings of two models."""
+    def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
+        """Refuse embeddings of two models."""
         for reference in self.opened():
             for way in self.comparisons():
                 if isinstance(way, Meaning):
-                    way.check_model(makers.get(way.name, {}), reference, stage)
+                    way.check_model(makers.get(way.name, {}), reference, self.name)
 
-    def moved(self, home: Path) -> tuple[str, ...]:
-        """Return where the references lie, absolute from `home`; those in a store are that already."""
-        return tuple(url if "://" in url else str(home / url) for url in self.references)
+    def located(self, home: Path) -> Self:
+        """Return itself with absolute paths; those of a store are that already."""
+        return self.model_copy(update={"references": tuple(url if "://" in url else str(home / url) for url in self.references)})
 
     def told(self) -> str:
         """Say for people by what rows are compared."""

@@ -1,7 +1,6 @@
 """Judge rows by whether an eval set holds them, or nearly."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,14 +34,9 @@ class Decontaminate(Comparing, Filter):
 
     name: ClassVar[str] = "decontaminate"
     names_keeper: ClassVar[bool] = True
-    not_in_key: ClassVar[set[str]] = {"resources", "references"}  # paths: what lies there is in `inputs`
 
     resources: Resources = Resources(memory_mib=8192)
     named: str = "decontaminate"
-
-    def reads(self) -> tuple[str, ...]:
-        """Read what is compared."""
-        return self.compared()
 
     def flag(self) -> str:
         """Return the column of `tag: true`."""
@@ -51,22 +45,6 @@ class Decontaminate(Comparing, Filter):
     def reasons(self) -> tuple[str, ...]:
         """Return one for each method."""
         return tuple(_reason(method) for method in range(len(REASONS)))
-
-    def inputs(self) -> tuple[str, ...]:
-        """Return the digests of the references."""
-        return self.digests()
-
-    def check(self, fields: dict[str, pa.Field]) -> None:
-        """Refuse references without what is compared."""
-        self.check_references(fields)
-
-    def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
-        """Refuse embeddings of two models."""
-        self.check_models(makers, self.name)
-
-    def located(self, home: Path) -> "Decontaminate":
-        """Return itself with absolute paths."""
-        return self.model_copy(update={"references": self.moved(home)})
 
     def open(self, ctx: WorkerContext) -> FilterFn:
         """Read the references and return the judging function."""

@@ -107,6 +107,11 @@ class Dedupe(GlobalFilter):
                     else "lists of hashes and embeddings: `likeness`, `semantic`",
                 )
 
+    def check_size(self, num: int, fields: dict[str, pa.Field]) -> None:
+        """Refuse a likeness that chance alone gives."""
+        if self.way is not None:
+            self.way.check_size(num, fields)
+
     def reasons(self) -> tuple[str, ...]:
         """Return the only reason."""
         return ("duplicate",) if self.way is None else (REASON,)

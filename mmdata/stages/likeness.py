@@ -28,6 +28,7 @@ from mmdata.stages.passes import Share
 
 COMPARED = "_by0"  # the column of records that a way compares
 _LEAST_CHANCE = 0.1
+_BITS = {"pdq": 256, "pixels": 128, "sha256": 256, "raw_sha256": 256}  # of columns in hex
 _HELD_MIB = 512  # of vectors, as float32
 # What the largest task of a way holds of each row, measured with all that it reads of it: ids, hash, places, ranks.
 _BYTES_64, _BYTES_256, _BYTES_VECTOR = 400, 700, 450
@@ -48,6 +49,9 @@ class Way(Model, ABC):
     @abstractmethod
     def check(self, fields: dict[str, pa.Field]) -> None:
         """Refuse a column of another type."""
+
+    def check_size(self, num: int, fields: dict[str, pa.Field]) -> None:
+        """Refuse what makes no sense of so many rows."""
 
     @abstractmethod
     def shares(self, device: str | None) -> tuple[Share, ...]:
@@ -87,8 +91,14 @@ class Hashes(Way):
             raise ConfigError(f"`dedupe`: likeness compares hashes, but `{self.column}` is {fields[self.column].type}", hint=hint)
 
     def chance(self, num: int, kind: pa.DataType) -> float:
-        """Return how many of `num` rows look like a row by chance; refuse more than a tenth unless that was asked for."""
-        bits = 64 if pa.types.is_uint64(_item_type(kind)) else 256  # hex is of `pdq`
+        """Return how many of `num` rows look like a row by chance; refuse more than a tenth unless that was asked for.
+
+        Hex of a column that no `fingerprint` wrote may be of any length: it counts as 64 bits, as cautious as can be.
+        """
+        known = _BITS.get(self.column.removesuffix("_views"), 64)
+        return self._chance(num, 64 if pa.types.is_uint64(_item_type(kind)) else known)
+
+    def _chance(self, num: int, bits: int) -> float:
         links = chance_links(num, self.radius, bits)
         if links > _LEAST_CHANCE and not self.any_chance:
             raise ConfigError(
@@ -96,6 +106,10 @@ class Hashes(Way):
                 hint="take a smaller radius or `pdq`, or say `any_chance: true`",
             )
         return links
+
+    def check_size(self, num: int, fields: dict[str, pa.Field]) -> None:
+        """Refuse a radius at which chance alone makes rows alike."""
+        self.chance(num, fields[self.column].type)
 
     def memory_mib(self, num: int, kind: pa.DataType) -> int:
         """Return what choosing takes: all hashes and ids, and what ranks them."""
@@ -110,8 +124,8 @@ class Hashes(Way):
         return (Share(self._values, most=1), Share(self._pairs))
 
     def _values(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:
-        self.chance(rows.num_rows, rows.column(COMPARED).type)
         values = collapse(hashes_in(rows.column(COMPARED))[0]).values_UW
+        self._chance(rows.num_rows, 64 * values.shape[1])
         return pa.table({f"word{word}": values[:, word] for word in range(values.shape[1])})
 
     def _pairs(self, rows: pa.Table, found: pa.Table | None, part: int, parts: int) -> pa.Table:

@@ -181,6 +181,9 @@ class Stage(Definition):
     def check(self, fields: dict[str, pa.Field]) -> None:
         """Raise ConfigError where its fields do not fit the columns that there are."""
 
+    def check_size(self, num: int, fields: dict[str, pa.Field]) -> None:
+        """Raise ConfigError where its fields do not fit a run of so many rows, before any are lost and without splits."""
+
     def check_makers(self, makers: dict[str, dict[str, object]]) -> None:
         """Raise ConfigError where a column was made by another model than it must be; `makers` as in `Plan.makers`."""
 

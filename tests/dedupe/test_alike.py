@@ -296,6 +296,9 @@ def test_a_plan_says_what_chance_gives(tmp_path: Path) -> None:
     risky = Plan(name="alike", source=(source,), stages=(Fingerprint(), Dedupe(likeness=Hashes(radius=30))))
     with pytest.raises(ConfigError, match=r"of 6 rows, 1.8 are within 30 of 64 bits of a row by chance"):
         plan_text(risky)
+    with pytest.raises(ConfigError, match=r"of 6 rows, 1.8 are within 30 of 64 bits of a row by chance"):
+        Runner(risky, str(tmp_path / "run")).execute(InlineExecutor(), quiet=True)
+    assert not (tmp_path / "run" / "generations").exists()  # nothing was begun
 
 
 def test_a_task_holds_what_the_plan_says(tmp_path: Path) -> None:
