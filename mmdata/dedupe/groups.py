@@ -22,6 +22,7 @@ from mmdata.schema import PARTITION, ROW, VERDICT_FIELDS
 if TYPE_CHECKING:
     import polars as pl
 
+LENGTH = "caption_length"  # characters of `text`, where a table holds these in its place
 _LOWEST = re.compile(r"lowest\((.+)\)")
 _TAIL = ("sample_id", "position", PARTITION, ROW)
 _ROUNDS = 64
@@ -29,7 +30,7 @@ _ROUNDS = 64
 
 def rule_columns(rules: Sequence[str]) -> tuple[str, ...]:
     """Return the columns that rules of keeping read."""
-    needed = {"area": ("width", "height"), "caption_length": ("text",), "earliest": ()}
+    needed = {"area": ("width", "height"), LENGTH: ("text",), "earliest": ()}
     found = [name for rule in rules for name in needed.get(rule, (_column(rule),))]
     return tuple(dict.fromkeys(found))
 
@@ -51,14 +52,19 @@ def ranks(rows: pa.Table, rules: Sequence[str]) -> np.ndarray:
     """
     import polars as pl  # a worker that only downloads does not need it
 
-    frame = pl.DataFrame(pl.from_arrow(rows.select(list(dict.fromkeys((*rule_columns(rules), *_TAIL))))))
+    counted = LENGTH in rows.column_names
+    needed = [LENGTH if counted and name == "text" else name for name in rule_columns(rules)]
+    frame = pl.DataFrame(pl.from_arrow(rows.select(list(dict.fromkeys((*needed, *_TAIL))))))
     keys: list[pl.Expr] = []
     down: list[bool] = []
     for rule in rules:
         if rule == "earliest":
             keys, down = [*keys, pl.col(PARTITION), pl.col(ROW)], [*down, False, False]
         else:
-            keys, down = [*keys, _key(rule)], [*down, not _LOWEST.fullmatch(rule)]
+            keys, down = (
+                [*keys, pl.col(LENGTH) if counted and rule == LENGTH else _key(rule)],
+                [*down, not _LOWEST.fullmatch(rule)],
+            )
     order = frame.select(place=pl.arg_sort_by(*keys, *_TAIL, descending=[*down, *(False for _ in _TAIL)], nulls_last=True))
     found = np.empty(rows.num_rows, np.int64)
     found[order["place"].to_numpy()] = np.arange(rows.num_rows)
@@ -75,7 +81,7 @@ def _key(rule: str) -> "pl.Expr":
 
     if rule == "area":
         return pl.col("width").cast(pl.Int64) * pl.col("height").cast(pl.Int64)
-    if rule == "caption_length":
+    if rule == LENGTH:
         return pl.col("text").str.len_chars()
     return pl.col(_column(rule)).fill_nan(None)
 

@@ -4,11 +4,12 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from mmdata.dedupe.alike import REASON, Things
 from mmdata.dedupe.exact import bucket_of, column_of, exact_verdicts, hashes_of, values_of
-from mmdata.dedupe.groups import ranks, rule_columns, score_columns
+from mmdata.dedupe.groups import LENGTH, ranks, rule_columns, score_columns
 from mmdata.errors import ConfigError
 from mmdata.schema import PARTITION, PAYLOAD_COLUMN, ROW
 from mmdata.stages.likeness import COMPARED, Hashes, SemDeDup, Texts, Vectors, Way
@@ -125,6 +126,10 @@ class Dedupe(GlobalFilter):
     def _prepare(self, table: pa.Table) -> pa.Table:
         needed = dict.fromkeys((*self._names, PARTITION, ROW, *rule_columns(self._rules)))
         columns = {name: table.column(name) for name in needed if name != PAYLOAD_COLUMN}
+        # All ids of a corpus are more than one array of short texts can hold; and of captions their length is enough.
+        columns["sample_id"] = columns["sample_id"].cast(pa.large_string())
+        if LENGTH in self._rules:
+            columns[LENGTH] = pc.utf8_length(columns.pop("text"))
         compared = {f"_by{place}": values_of(table, name) for place, name in enumerate(self._by)}
         there = np.logical_and.reduce([column.is_valid().to_numpy() for column in compared.values()])
         if self.unit == "sample":  # what has no picture goes with those that have
