@@ -5,7 +5,6 @@
 What is compared, and with what, is said in `NOTES` and on the result page. Every side runs in a process of its own.
 """
 
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -153,11 +152,8 @@ def measured(home: Path, scale: Scale, *, quick: bool) -> tuple[list[Result], st
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    home = Path(tempfile.mkdtemp(prefix="mmdata-dedupe-"))
-    try:
-        lines, notes = measured(home, QUICK if options.quick else FULL, quick=options.quick)
-    finally:
-        shutil.rmtree(home)
+    with tempfile.TemporaryDirectory(prefix="mmdata-dedupe-") as home:
+        lines, notes = measured(Path(home), QUICK if options.quick else FULL, quick=options.quick)
     print(notes)
     publish("dedupe", lines, options, notes)
 

@@ -5,7 +5,6 @@
 What is compared, and with what, is said in `NOTES` and on the result page.
 """
 
-import shutil
 import statistics
 import subprocess
 import sys
@@ -235,11 +234,8 @@ def measured(home: Path, scale: Scale, *, quick: bool) -> tuple[list[Result], st
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    home = Path(tempfile.mkdtemp(prefix="mmdata-semantic-"))
-    try:
-        lines, notes = measured(home, QUICK if options.quick else FULL, quick=options.quick)
-    finally:
-        shutil.rmtree(home)
+    with tempfile.TemporaryDirectory(prefix="mmdata-semantic-") as home:
+        lines, notes = measured(Path(home), QUICK if options.quick else FULL, quick=options.quick)
     sys.stdout.write(notes)
     publish("dedupe_semantic", lines, options, notes)
 
