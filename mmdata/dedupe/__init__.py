@@ -2,7 +2,7 @@
 
 from mmdata.dedupe.alike import alike_verdicts
 from mmdata.dedupe.exact import bucket_of, exact_verdicts
-from mmdata.dedupe.groups import choose, components, keepers
+from mmdata.dedupe.groups import keepers
 from mmdata.dedupe.hamming import chance_links, near_hashes
 from mmdata.dedupe.minhash import chance_met, near_texts, whole_texts
 from mmdata.dedupe.pairs import Pairs
@@ -13,8 +13,6 @@ __all__ = [
     "bucket_of",
     "chance_links",
     "chance_met",
-    "choose",
-    "components",
     "exact_verdicts",
     "keepers",
     "near_hashes",

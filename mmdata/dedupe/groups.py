@@ -6,7 +6,7 @@ judged: where a is near b and b near c but a is far from c, and a is the best, b
 new group. Two keepers are never neighbours, so the same again changes nothing. A dropped row names the best-ranked keeper
 beside it. The order in which rows and pairs come never matters: ranks end with (sample_id, position, partition, row).
 
-Components, rows joined by any chain of pairs, are what is drawn as one group.
+A group is a keeper and the rows that name it. A connected component, rows joined by any chain of pairs, may hold several.
 """
 
 import re
@@ -86,19 +86,6 @@ def _key(rule: str) -> "pl.Expr":
     return pl.col(_column(rule)).fill_nan(None)
 
 
-def components(pairs: Pairs, num: int) -> np.ndarray:
-    """Return the number of each row's component, (N,) int64: the place of its first row."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    ones = np.ones(len(pairs), np.int8)
-    _, label = connected_components(coo_array((ones, (pairs.left_P, pairs.right_P)), shape=(num, num)), directed=False)
-    first = np.full(num, num, np.int64)
-    np.minimum.at(first, label, np.arange(num))
-    found: np.ndarray = first[label]
-    return found
-
-
 def keepers(pairs: Pairs, rank_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the keeper of each row, its own place where it stays, (N,) int64, and the distance to it, (N,) float32.
 
@@ -140,16 +127,6 @@ def _stay(one: np.ndarray, other: np.ndarray, num: int) -> np.ndarray:
         if not gone[better[place]]:
             gone[worse[place]] = True
     return ~gone
-
-
-def choose(pairs: Pairs, rows: pa.Table, rules: Sequence[str] = (), reason: str = "duplicate") -> pa.Table:
-    """Judge rows by pairs of them: of rows that are near each other the best-ranked stays.
-
-    rows     `_partition`, `_row`, `sample_id`, `position`, and what the rules read; pairs hold places in it
-    returns  verdicts of the dropped rows, sorted by (`_partition`, `_row`); `value` is the distance to the keeper
-    """
-    keeper, distance = keepers(pairs, ranks(rows, rules))
-    return dropped(rows, keeper, distance, reason)
 
 
 def dropped(rows: pa.Table, keeper_N: np.ndarray, value_N: np.ndarray | pa.Array, reason: str) -> pa.Table:
