@@ -400,6 +400,20 @@ class TestTraining:
                 write()
         assert [path.name for path in (tmp_path / "t").iterdir()] == ["thesis.txt"]
 
+    @pytest.mark.parametrize("point", ["before-weights", "after-settle", "before-rename"])
+    def test_a_disk_that_fails_leaves_nothing(self, point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / ".tmp-of-somebody-who-died").write_bytes(b"half")
+        monkeypatch.setenv("FAILPOINT", f"{point}:1:raise")
+        with pytest.raises(RunError, match=r"t: the tokenizer cannot be written: .*fail-point") as caught:
+            made("vq").save(tmp_path / "t")
+        assert "make room on the disk" in str(caught.value.hint)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_gpu_that_is_not_there_is_missed(self, corpus: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="torch finds no GPU"):
+            train_image_tokenizer(config(corpus, "vq", device="cuda"), tmp_path / "t")
+
     @pytest.mark.parametrize("kind", ["vq", "kl"])
     def test_a_loss_that_is_not_finite_ends_it(self, kind: str, corpus: str, tmp_path: Path) -> None:
         job = config(corpus, kind, fit={"steps": 20, "batch": 4, "lr": 1e30, "warmup": 0})

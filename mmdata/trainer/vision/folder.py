@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mmdata.errors import ConfigError, RunError, first_line
+from mmdata.failpoint import step
 from mmdata.storage import TEMP_PREFIX, abandoned, digest_bytes, sync, temp_name
 from mmdata.trainer.vision.autoencoders import FsqTokenizer, KlTokenizer, VqTokenizer
 from mmdata.trainer.vision.base import ImageTokenizer
@@ -44,6 +45,17 @@ def check_vacant(folder: Path) -> None:
         raise ConfigError(f"{folder}: there is something else already", hint="name a folder that does not exist yet")
 
 
+def clear_left(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder."""
+    for left in folder.glob(f"{TEMP_PREFIX}*"):
+        if not abandoned(left.name):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def write_tokenizer(tokenizer: ImageTokenizer, folder: Path, others: Mapping[str, bytes] | None = None) -> None:
     """Write a tokenizer, and other files beside it, to a new folder: whole or not at all.
 
@@ -57,17 +69,18 @@ def write_tokenizer(tokenizer: ImageTokenizer, folder: Path, others: Mapping[str
         "files": {name: digest_bytes(data) for name, data in files.items()},
     }  # fmt: skip
     files[FACTS] = json.dumps(facts, indent=1).encode()
+    clear_left(folder.parent)
     temp = folder.parent / temp_name()
     try:
         temp.mkdir(parents=True)
-        for left in folder.parent.glob(f"{TEMP_PREFIX}*"):
-            if abandoned(left.name) and left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
         for name, data in files.items():
-            (temp / name).write_bytes(data)
-            sync(temp / name)
-        temp.rename(folder)
-        sync(folder.parent)
+            with step("weights"):
+                (temp / name).write_bytes(data)
+            with step("settle"):
+                sync(temp / name)
+        with step("rename"):
+            temp.rename(folder)
+            sync(folder.parent)
     except OSError as error:
         shutil.rmtree(temp, ignore_errors=True)
         raise RunError(

@@ -56,7 +56,7 @@ def train_image_tokenizer(config: TokenizerConfig, out: Path) -> TokenizerResult
         return _found(out, made_of)
     check_vacant(out)
     check_images(corpus, config.split)
-    job = _Job(config, corpus, _device(config.device), made_of, out.with_name(f"{out.name}.unfinished"))
+    job = _Job(config, corpus, _device(config.device), made_of, out.absolute().with_name(f"{out.absolute().name}.unfinished"))
     try:
         tokenizer = job.tokenizer()
     except torch.OutOfMemoryError as error:
