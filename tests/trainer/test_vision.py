@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -553,6 +554,15 @@ def test_the_command_trains_and_prints_a_table(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "`size` 15 is no multiple" in capsys.readouterr().err
+
+
+def test_the_example_of_the_page_works(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tokenizers.md").read_text(encoding="utf-8"), re.DOTALL)
+    made("fsq").save(tmp_path / "t")
+    space: dict[str, Any] = {"FOLDER": tmp_path / "t", "pixels": noise(2, 32, 32, 3)}
+    exec(example, space)
+    assert space["tokens"].shape == (2, 64)
+    assert space["images"].shape == (2, 32, 32, 3)
 
 
 class _Stopped(Exception):
