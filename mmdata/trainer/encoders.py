@@ -17,7 +17,8 @@ from mmdata.errors import ConfigError
 from mmdata.storage import digest_json
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.sizes import Sizes
-from mmdata.trainer.vision import ImageTokenizer, PatchesSpec, load_tokenizer, make_tokenizer
+from mmdata.trainer.vision import ImageTokenizer, load_tokenizer, make_tokenizer
+from mmdata.trainer.vision.config import PatchesSpec
 
 
 class Encoders:

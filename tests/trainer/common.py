@@ -16,7 +16,8 @@ from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.layout import Block, Sequencer, Tokens
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.paths import path_of
-from mmdata.trainer.vision import KmeansSpec, make_tokenizer
+from mmdata.trainer.vision import make_tokenizer
+from mmdata.trainer.vision.config import KmeansSpec
 
 ROW = 160
 # The objectives of the grid, as keys of a config.

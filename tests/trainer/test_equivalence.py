@@ -110,7 +110,8 @@ def test_images_are_seen_whole_and_by_later_text_but_not_by_earlier(tmp_path: Pa
     ("objective", "extra"),
     [
         ("transfusion", {}), ("transfusion", {"time": {"cond": "token"}}), ("ar", {}),
-        ("ar", {"layout": {"positions": "raster"}}), ("transfusion", {"time": {"cond": "adaln"}}), ("transfusion", {"mask": "causal"}),
+        ("ar", {"layout": {"positions": "raster"}}), ("transfusion", {"time": {"cond": "adaln"}}),
+        ("transfusion", {"mask": "causal"}),
         ("transfusion", {"layout": {"positions": "raster"}}), ("transfusion", {"params": {"route_by": "task"}}),
         ("ar", {"image": {"repr": {"und": "pixel_patch"}}}),
         ("ar", {"image": {"objective": "mdm"}, "mask": "span_bidir"}),

@@ -162,7 +162,7 @@ def test_chance_is_the_generators_alone(tmp_path: Path, objective: str) -> None:
         return tokens.noise_NP.tobytes() + tokens.masked_T.tobytes() + tokens.kind_T.tobytes()
 
     assert drawn(3) == drawn(3)
-    assert len({drawn(key) for key in range(8)}) > 2
+    assert len({drawn(key) for key in range(8)}) >= 2
 
 
 @pytest.mark.parametrize(
