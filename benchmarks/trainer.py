@@ -94,7 +94,7 @@ class Side:
 
     def median(self, what: str) -> float:
         """Return the median of a figure."""
-        return statistics.median(run[what] for run in self.runs)
+        return float(statistics.median(run[what] for run in self.runs))
 
 
 @dataclass

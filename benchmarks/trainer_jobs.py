@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.peers.trainer_steps import measured, opened
-from benchmarks.trainer_data import TEXT
+from benchmarks.trainer_data import PATCH, SIZE, TEXT
 from mmdata.text import train_tokenizer
 from mmdata.trainer.batch import Batch, collate
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.objectives import loss_sums, weighted
-from mmdata.trainer.sequence import Sequencer
+from mmdata.trainer.sequence import Sequencer, to_patches
 
 LossOf = Callable[[int], Tensor]  # the loss of the first so many rows
 
 
-def ours(options: dict[str, Any], ids_RT: np.ndarray, latents_RNCP: np.ndarray) -> tuple[nn.Module, LossOf, dict[str, Any]]:
+def ours(options: dict[str, Any], ids_RT: np.ndarray, images_RNHWC: np.ndarray) -> tuple[nn.Module, LossOf, dict[str, Any]]:
     """Return the trainer's model at a kind of sharing, its loss, and facts of the batch: all that knows the trainer."""
     device = options["device"]
     config = TrainConfig.model_validate({
         "name": "bench", "corpus": "-", "mask": options["mask"], "noise_isolated": False, "params": {"share": options["share"]},
-        "layout": {"clean_copy": False, "row_tokens": options["length"]}, "image": {"size": 32, "patch": 4},
+        "layout": {"clean_copy": False, "row_tokens": options["length"]}, "image": {"size": SIZE, "patch": PATCH},
         "precision": "float32" if device == "cpu" else "bfloat16",
         "model": {
             "width": options["width"], "layers": options["depth"], "heads": options["heads"],
@@ -43,31 +43,33 @@ def ours(options: dict[str, Any], ids_RT: np.ndarray, latents_RNCP: np.ndarray) 
     sequencer = Sequencer(config, train_tokenizer(["a"], 300))
     dice = np.random.default_rng(0)
     started = time.perf_counter()
-    rows = [
-        [sequencer.lay_out(blocks_of(ids_T, latents_NCP), drop_text=False, noise=dice)]
-        for ids_T, latents_NCP in zip(ids_RT, latents_RNCP, strict=True)
-    ]
-    batch = collate(rows, options["length"], bidirectional=options["mask"] == "span_bidir", isolated=False)
+    laid = []
+    for ids_T, images_NHWC in zip(ids_RT, images_RNHWC, strict=True):
+        blocks = [to_patches(part, config) if isinstance(part, np.ndarray) else part for part in blocks_of(ids_T, images_NHWC)]
+        laid.append([sequencer.lay_out(blocks, drop_text=False, noise=dice)])
+    bidirectional = options["mask"] == "span_bidir"
+    batches = {num: collate(laid[:num], options["length"], bidirectional=bidirectional, isolated=False) for num in (1, len(laid))}
+    batch = batches[len(laid)]
     facts = {
         "collate_s": time.perf_counter() - started, "length": batch.ids_BL.shape[1],
         "text": len(ids_RT[0]), "patches": int((batch.grid_BL[0] >= 0).sum()),
     }  # fmt: skip
-    batch = Batch(**{name: value.to(device) for name, value in vars(batch).items()})
+    moved = {num: Batch(**{name: value.to(device) for name, value in vars(some).items()}) for num, some in batches.items()}
     model = Transformer(config, options["vocab"]).to(device)
 
     def loss_of(num: int) -> Tensor:
-        some = batch.rows(0, num)
+        some = moved[num]
         return weighted(loss_sums(model, some), some.num_text, some.num_image, config)
 
     return model, loss_of, facts
 
 
-def blocks_of(ids_T: np.ndarray, latents_NCP: np.ndarray) -> list[list[int] | np.ndarray]:
+def blocks_of(ids_T: np.ndarray, images_NHWC: np.ndarray) -> list[list[int] | np.ndarray]:
     """Return a row's blocks: text and image in turn, and the text that is left."""
     found: list[list[int] | np.ndarray] = []
-    for place, latents_CP in enumerate(latents_NCP):
-        found += [ids_T[place * TEXT : (place + 1) * TEXT].tolist(), latents_CP]
-    return [*found, ids_T[len(latents_NCP) * TEXT :].tolist()]
+    for place, image_HWC in enumerate(images_NHWC):
+        found += [ids_T[place * TEXT : (place + 1) * TEXT].tolist(), image_HWC]
+    return [*found, ids_T[len(images_NHWC) * TEXT :].tolist()]
 
 
 class Plain(nn.Module):
@@ -137,11 +139,11 @@ def peak(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    options, ids_RT, latents_RNCP = opened()
+    options, batch = opened()
     if options["side"] == "peak":
         print(json.dumps(peak(options)))
         return
-    model, loss_of, facts = ours(options, ids_RT, latents_RNCP) if options["side"] == "ours" else causal(options)
+    model, loss_of, facts = ours(options, batch["ids"], batch["images"]) if options["side"] == "ours" else causal(options)
     print(json.dumps(facts | measured(model, loss_of, options)))
 
 

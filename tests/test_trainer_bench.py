@@ -12,8 +12,10 @@ import torch
 from benchmarks.harness import line
 from benchmarks.peers.trainer_steps import products
 from benchmarks.trainer import PEER, Bench, Scale, Side, lines_of, notes_of, same_tokens
-from benchmarks.trainer_data import CHANNELS, PATCHES, TEXT, Shape, make_batch
+from benchmarks.trainer_data import CHANNELS, PATCHES, SIZE, TEXT, Shape, cut, make_batch
 from benchmarks.trainer_jobs import blocks_of, ours
+from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.sequence import to_patches
 
 TINY = Shape(64, 1, 2, 2, length=128)
 
@@ -36,19 +38,25 @@ def test_our_row_is_as_long_as_is_asked_and_holds_the_text_and_the_patches(tmp_p
     options = TINY.options(tmp_path) | {"device": "cpu", "share": "dense", "mask": "span_bidir"}
     model, loss_of, facts = ours(options, *make_batch(TINY))
     assert (facts["length"], facts["text"], facts["patches"]) == (128, TEXT + TINY.tail, PATCHES)
-    loss_of(1).backward()  # type: ignore[no-untyped-call]
+    loss_of(1).backward()
     assert all(weights.grad is not None for weights in model.parameters())
 
 
 def test_a_row_is_cut_into_blocks_that_hold_all_its_tokens_in_order() -> None:
     shape = Shape(64, 1, 2, 2, length=512)
-    ids_RT, latents_RNCP = make_batch(shape)
-    blocks = blocks_of(ids_RT[1], latents_RNCP[1])
-    assert [len(block) for block in blocks] == [TEXT, PATCHES] * 5 + [shape.tail]
+    ids_RT, images_RNHWC = make_batch(shape)
+    blocks = blocks_of(ids_RT[1], images_RNHWC[1])
+    assert [len(block) for block in blocks] == [TEXT, SIZE] * 5 + [shape.tail]
     assert np.concatenate(blocks[::2]).tolist() == ids_RT[1].tolist()
-    np.testing.assert_array_equal(np.stack(blocks[1::2]), latents_RNCP[1])  # type: ignore[arg-type]
-    assert latents_RNCP.shape[3] == CHANNELS
+    np.testing.assert_array_equal(np.stack(blocks[1::2]), images_RNHWC[1])  # type: ignore[arg-type]
+    assert cut(images_RNHWC).shape == (2, 5, PATCHES, CHANNELS)
     assert 1 + shape.images * (TEXT + PATCHES + 5) + shape.tail + 1 == shape.length + 1  # the peer's row, whose last is no input
+
+
+def test_the_peer_gets_the_patches_that_ours_cuts() -> None:
+    _, images_RNHWC = make_batch(TINY)
+    config = TrainConfig.model_validate({"name": "cut", "corpus": "-", "image": {"size": SIZE, "patch": 4}})
+    np.testing.assert_allclose(cut(images_RNHWC)[1, 0], to_patches(images_RNHWC[1, 0], config), atol=1e-6)
 
 
 def test_products_of_weights_are_counted_forward_and_back_and_attention_by_its_pairs() -> None:

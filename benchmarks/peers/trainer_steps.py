@@ -23,15 +23,15 @@ WEIGHTS = ("mm", "addmm", "_grouped_mm")  # batched products are those of attent
 LEARNING_RATE = 1e-4
 
 
-def opened() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Return the options named on the command line, and the batch: ids (R, T) and latents (R, N, C, P)."""
+def opened() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the options named on the command line, and the batch: ids (R, T), images (R, N, H, W, 3), patches (R, N, C, P)."""
     options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     _warm_up()
     options["before_mib"] = memory_mib("VmRSS")
     with np.load(options["batch"]) as batch:
-        return options, batch["ids"], batch["latents"]
+        return options, dict(batch)
 
 
 def _warm_up() -> None:
@@ -45,7 +45,7 @@ def _warm_up() -> None:
 def measured(model: nn.Module, loss_of: Callable[[int], Tensor], options: dict[str, Any]) -> dict[str, Any]:
     """Train on some rows by `loss_of(rows)`; return what a step took."""
     rows, device = options["rows"], options["device"]
-    flops = products(lambda: loss_of(1).backward()) * rows
+    flops = products(lambda: loss_of(1).backward()) * rows  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)
     if options.get("compile"):
         model.compile()
@@ -54,7 +54,7 @@ def measured(model: nn.Module, loss_of: Callable[[int], Tensor], options: dict[s
     def step() -> tuple[float, float]:
         started, cpu = time.perf_counter(), time.process_time()
         optimizer.zero_grad(set_to_none=True)
-        loss_of(rows).backward()
+        loss_of(rows).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()

@@ -41,23 +41,23 @@ def made(options: dict) -> Transfusion:
     return model.to(options["device"])
 
 
-def samples(options: dict, ids_RT: np.ndarray, latents_RNCP: np.ndarray) -> list[list[torch.Tensor]]:
+def samples(options: dict, ids_RT: np.ndarray, patches_RNCP: np.ndarray) -> list[list[torch.Tensor]]:
     """Return each row as one sample: text and image in turn, and the text that is left."""
     per = options["text"]
     found = []
-    for ids_T, latents_NCP in zip(ids_RT, latents_RNCP, strict=True):
+    for ids_T, patches_NCP in zip(ids_RT, patches_RNCP, strict=True):
         sample = []
-        for place, latents_CP in enumerate(latents_NCP):
+        for place, patches_CP in enumerate(patches_NCP):
             sample.append(torch.from_numpy(ids_T[place * per : (place + 1) * per]))
-            sample.append(torch.from_numpy(latents_CP))
-        sample.append(torch.from_numpy(ids_T[len(latents_NCP) * per :]))
+            sample.append(torch.from_numpy(patches_CP))
+        sample.append(torch.from_numpy(ids_T[len(patches_NCP) * per :]))
         found.append([part.to(options["device"]) for part in sample])
     return found
 
 
 def main() -> None:
-    options, ids_RT, latents_RNCP = opened()
-    model, rows = made(options), samples(options, ids_RT, latents_RNCP)
+    options, batch = opened()
+    model, rows = made(options), samples(options, batch["ids"], batch["patches"])
     seen = []
     model.transformer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
     low = options["device"] == "cuda"
