@@ -38,7 +38,7 @@ def test_our_row_is_as_long_as_is_asked_and_holds_the_text_and_the_patches(tmp_p
     options = TINY.options(tmp_path) | {"device": "cpu", "share": "dense", "mask": "span_bidir"}
     model, loss_of, facts = ours(options, *make_batch(TINY))
     assert (facts["length"], facts["text"], facts["patches"]) == (128, TEXT + TINY.tail, PATCHES)
-    loss_of(1).backward()
+    loss_of(1).backward()  # type: ignore[no-untyped-call]
     assert all(weights.grad is not None for weights in model.parameters())
 
 
@@ -48,7 +48,7 @@ def test_a_row_is_cut_into_blocks_that_hold_all_its_tokens_in_order() -> None:
     blocks = blocks_of(ids_RT[1], images_RNHWC[1])
     assert [len(block) for block in blocks] == [TEXT, SIZE] * 5 + [shape.tail]
     assert np.concatenate(blocks[::2]).tolist() == ids_RT[1].tolist()
-    np.testing.assert_array_equal(np.stack(blocks[1::2]), images_RNHWC[1])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(blocks[1::2]), images_RNHWC[1])
     assert cut(images_RNHWC).shape == (2, 5, PATCHES, CHANNELS)
     assert 1 + shape.images * (TEXT + PATCHES + 5) + shape.tail + 1 == shape.length + 1  # the peer's row, whose last is no input
 
