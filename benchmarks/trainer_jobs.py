@@ -19,11 +19,12 @@ from torch.nn import functional
 from benchmarks.peers.trainer_steps import measured, opened
 from benchmarks.trainer_data import PATCH, SIZE, TEXT
 from mmdata.text import train_tokenizer
-from mmdata.trainer.batch import Batch, collate
+from mmdata.trainer.batch import collate
 from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.encoders import Encoders
+from mmdata.trainer.layout import Sequencer
 from mmdata.trainer.model import Transformer
-from mmdata.trainer.objectives import loss_sums, weighted
-from mmdata.trainer.sequence import Sequencer, to_patches
+from mmdata.trainer.objectives import counts_of, loss_sums, weighted
 
 LossOf = Callable[[int], Tensor]  # the loss of the first so many rows
 
@@ -33,33 +34,30 @@ def ours(options: dict[str, Any], ids_RT: np.ndarray, images_RNHWC: np.ndarray) 
     device = options["device"]
     config = TrainConfig.model_validate({
         "name": "bench", "corpus": "-", "mask": options["mask"], "noise_isolated": False, "params": {"share": options["share"]},
-        "layout": {"clean_copy": False, "row_tokens": options["length"]}, "image": {"size": SIZE, "patch": PATCH},
+        "layout": {"clean_copy": False, "p_drop_text": 0, "row_tokens": options["length"]},
+        "image": {"size": SIZE, "patch": PATCH},
         "precision": "float32" if device == "cpu" else "bfloat16",
         "model": {
             "width": options["width"], "layers": options["depth"], "heads": options["heads"],
             "ffn_mult": options["hidden"] / options["width"],
         },
     })  # fmt: skip
-    sequencer = Sequencer(config, train_tokenizer(["a"], 300))
+    encoders = Encoders(config, options["vocab"], device)
+    sequencer = Sequencer(config, train_tokenizer(["a"], 300), encoders.sizes)
     dice = np.random.default_rng(0)
     started = time.perf_counter()
-    laid = []
-    for ids_T, images_NHWC in zip(ids_RT, images_RNHWC, strict=True):
-        blocks = [to_patches(part, config) if isinstance(part, np.ndarray) else part for part in blocks_of(ids_T, images_NHWC)]
-        laid.append([sequencer.lay_out(blocks, drop_text=False, noise=dice)])
-    bidirectional = options["mask"] == "span_bidir"
-    batches = {num: collate(laid[:num], options["length"], bidirectional=bidirectional, isolated=False) for num in (1, len(laid))}
+    laid = [[sequencer.lay_out(blocks_of(*row), dice)] for row in zip(ids_RT, images_RNHWC, strict=True)]
+    batches = {num: collate(laid[:num], options["length"]) for num in (1, len(laid))}
     batch = batches[len(laid)]
     facts = {
         "collate_s": time.perf_counter() - started, "length": batch.ids_BL.shape[1],
-        "text": len(ids_RT[0]), "patches": int((batch.grid_BL[0] >= 0).sum()),
+        "text": len(ids_RT[0]), "patches": len(batches[1].latents.at_N),
     }  # fmt: skip
-    moved = {num: Batch(**{name: value.to(device) for name, value in vars(some).items()}) for num, some in batches.items()}
-    model = Transformer(config, options["vocab"]).to(device)
+    moved = {num: some.to(device) for num, some in batches.items()}
+    model = Transformer(config, encoders.sizes).to(device)
 
     def loss_of(num: int) -> Tensor:
-        some = moved[num]
-        return weighted(loss_sums(model, some), some.num_text, some.num_image, config)
+        return weighted(loss_sums(model, moved[num], encoders), counts_of([moved[num]]), config)
 
     return model, loss_of, facts
 

@@ -15,7 +15,7 @@ from benchmarks.trainer import PEER, Bench, Scale, Side, lines_of, notes_of, sam
 from benchmarks.trainer_data import CHANNELS, PATCHES, SIZE, TEXT, Shape, cut, make_batch
 from benchmarks.trainer_jobs import blocks_of, ours
 from mmdata.trainer.config import TrainConfig
-from mmdata.trainer.sequence import to_patches
+from mmdata.trainer.encoders import Encoders
 
 TINY = Shape(64, 1, 2, 2, length=128)
 
@@ -56,7 +56,8 @@ def test_a_row_is_cut_into_blocks_that_hold_all_its_tokens_in_order() -> None:
 def test_the_peer_gets_the_patches_that_ours_cuts() -> None:
     _, images_RNHWC = make_batch(TINY)
     config = TrainConfig.model_validate({"name": "cut", "corpus": "-", "image": {"size": SIZE, "patch": 4}})
-    np.testing.assert_allclose(cut(images_RNHWC)[1, 0], to_patches(images_RNHWC[1, 0], config), atol=1e-6)
+    patches_INP = Encoders(config, 300).encode(torch.from_numpy(images_RNHWC[1]))
+    np.testing.assert_allclose(cut(images_RNHWC)[1], patches_INP.numpy(), atol=1e-6)
 
 
 def test_products_of_weights_are_counted_forward_and_back_and_attention_by_its_pairs() -> None:
