@@ -67,9 +67,10 @@ def test_a_whole_run(tmp_path: Path) -> None:
     page = safe_page(tmp_path / "page.html", 4 * 3)
     for text in (
         "text ar, image flow, weights moe", "4 layers, 128 width, images of 12 px, corpus runs/shapes/corpus",
-        "720,000 parameters", "step 40 of 50, 4,000 tokens, about 12 s left when it last said", "0.25 to 0.75",         "held out text 0.75", "text by source",
-        "latents by time or mask ratio", "image: share of 4 experts", "tokens a second", "norm of the gradient", "ema_gap",
-        "Generated at step 60", "Generated at step 10", "square left-top dark", "<b>bold</b> turned",
+        "720,000 parameters", "step 40 of 50, 4,000 tokens, about 12 s left when it last said", "0.25 to 0.75",
+        "held out text 0.75", "text by source", "latents by time or mask ratio", "image: share of 4 experts", "tokens a second",
+        "norm of the gradient", "ema_gap", "Generated at step 60", "Generated at step 10", "square left-top dark",
+        "<b>bold</b> turned",
     ):  # fmt: skip
         assert text in page.text, text
     assert "Generated at step 30" in page.text
