@@ -58,7 +58,7 @@ class LabelsSeen:
 
     def __init__(self, device: str, threads: int) -> None:
         self.classifier, self.sentences = EfficientNet(device, threads), Sentences(device, threads)
-        self.labels_KD = self.sentences.embed([f"a photo of a {name}" for name in _labels()])
+        self.labels_KD = self.sentences.embed([f"a photo of a {name}" for name in labels()])
 
     def score(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
         """Return the cosine of each image's labels and its text, (N,) float32 in [-1, 1]."""
@@ -77,7 +77,7 @@ class LabelsSeen:
         return np.asarray(sums_ND / np.maximum(np.linalg.norm(sums_ND, axis=1, keepdims=True), 1e-12), np.float32)
 
 
-def _labels() -> list[str]:
+def labels() -> list[str]:
     """Return the first name of each class, in the classifier's order."""
     from timm.data.imagenet_info import ImageNetInfo
 
