@@ -24,7 +24,7 @@ class Generator:
 
     def __init__(self, model: Transformer, encoders: Encoders, sequencer: Sequencer) -> None:
         self.config, self.tokenizer, self.sequencer = model.config, sequencer.tokenizer, sequencer
-        self.writer = Writer(model, encoders, sequencer)
+        self.samples = Writer(model, encoders, sequencer)
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> "Generator":
@@ -38,7 +38,7 @@ class Generator:
         ids = [self.sequencer.encode_text(caption) for caption in captions]
         for group in _alike([len(one) for one in ids]):
             randoms = [keyed(seed, captions[number], "image") for number in group]
-            made = self.writer.images([ids[number] for number in group], randoms)
+            made = self.samples.images([ids[number] for number in group], randoms)
             found |= dict(zip(group, made, strict=True))
         return [found[number] for number in range(len(captions))]
 
@@ -48,13 +48,13 @@ class Generator:
         for start in range(0, len(images), BATCH):
             group = np.stack([self.sequencer.fit(image) for image in images[start : start + BATCH]])
             randoms = [keyed(seed, "caption", image.tobytes().hex()[:64]) for image in group]
-            found += [self.tokenizer.decode(ids) for ids in self.writer.captions(group, randoms)]
+            found += [self.tokenizer.decode(ids) for ids in self.samples.captions(group, randoms)]
         return found
 
     def document(self, blocks: Sequence[str | np.ndarray], seed: int = 0, more: int = 4) -> list[str | np.ndarray]:
         """Go on with a document of texts and images; return the new blocks."""
         given = [self.sequencer.encode_text(block) if isinstance(block, str) else block for block in blocks]
-        made = self.writer.document(given, keyed(seed, "document"), more)
+        made = self.samples.document(given, keyed(seed, "document"), more)
         return [block if isinstance(block, np.ndarray) else self.tokenizer.decode(block) for block in made]
 
 
