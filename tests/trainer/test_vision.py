@@ -117,7 +117,7 @@ class TestPixels:
         images_BHWC = torch.zeros(1, 2, 2, 1)
         made_BHWC = torch.tensor([[[[1.0], [3.0]], [[0.0], [0.0]]]])
         # Pixels: (1 + 3) / 4. Edges: down |-1|, |-3|, mean 2; across |2|, |0|, mean 1.
-        assert float(reconstruction_loss(made_BHWC, images_BHWC, LossConfig(edges=0.5))) == 1 + 0.5 * 3
+        assert float(reconstruction_loss(made_BHWC, images_BHWC, LossConfig(pixels="l1", edges=0.5))) == 1 + 0.5 * 3
         assert float(reconstruction_loss(made_BHWC, images_BHWC, LossConfig(pixels="mse", edges=0))) == 10 / 4
 
 
