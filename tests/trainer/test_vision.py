@@ -117,7 +117,7 @@ class TestPixels:
         images_BHWC = torch.zeros(1, 2, 2, 1)
         made_BHWC = torch.tensor([[[[1.0], [3.0]], [[0.0], [0.0]]]])
         # Pixels: (1 + 3) / 4. Edges: down |-1|, |-3|, mean 2; across |2|, |0|, mean 1.
-        assert float(reconstruction_loss(made_BHWC, images_BHWC, LossConfig(edges=0.5))) == 1 + 0.5 * 3
+        assert float(reconstruction_loss(made_BHWC, images_BHWC, LossConfig(pixels="l1", edges=0.5))) == 1 + 0.5 * 3
         assert float(reconstruction_loss(made_BHWC, images_BHWC, LossConfig(pixels="mse", edges=0))) == 10 / 4
 
 
@@ -224,7 +224,7 @@ class TestClusters:
         offsets_MD = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
         points_ND = (centres_KD[:, None] + offsets_MD).flatten(0, 1)
         errors: list[float] = []
-        codes_KD = lloyd(points_ND, 5, 10, keyed("heaps"), lambda _, error: errors.append(error))
+        codes_KD = lloyd(points_ND, seeds(points_ND, 5, keyed("heaps")), 10, lambda _, error: errors.append(error))
         assert {tuple(code) for code in codes_KD.tolist()} == {tuple(centre) for centre in centres_KD.tolist()}
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] == 0.5  # a squared distance of 1 over two numbers
@@ -232,7 +232,7 @@ class TestClusters:
     def test_each_round_lowers_the_error_and_no_code_stays_empty(self) -> None:
         points_ND = torch.from_numpy(keyed("cloud").standard_normal((500, 3))).float()
         errors: list[float] = []
-        codes_KD = lloyd(points_ND, 60, 15, keyed("cloud"), lambda _, error: errors.append(error))
+        codes_KD = lloyd(points_ND, seeds(points_ND, 60, keyed("cloud")), 15, lambda _, error: errors.append(error))
         assert errors == sorted(errors, reverse=True)
         assert len(torch.unique(nearest(points_ND, codes_KD))) == 60
 
@@ -241,7 +241,7 @@ class TestClusters:
         chosen_KD = seeds(points_ND, 5, keyed("few"))
         assert chosen_KD.shape == (5, 1)
         assert {float(value) for value in chosen_KD[:2]} == {1.0, 2.0}
-        assert torch.isfinite(lloyd(points_ND, 5, 3, keyed("few"), lambda *_: None)).all()
+        assert torch.isfinite(lloyd(points_ND, chosen_KD, 3, lambda *_: None)).all()
 
 
 class TestCodebook:

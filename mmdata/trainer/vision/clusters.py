@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_EQUAL = 1e-5
 CHUNK = 8192  # points compared with all codes at once: the distances of more would not fit in memory
 
 
@@ -28,9 +29,13 @@ def seeds(points_ND: Tensor, num: int, random: np.random.Generator) -> Tensor:
     Where all points are chosen or equal to one, the rest repeats points: (num, D) whatever N is.
     """
     chosen = [int(random.integers(len(points_ND)))]
+    norm_N = points_ND.square().sum(-1)
     left_N = torch.full((len(points_ND),), torch.inf, dtype=torch.float64, device=points_ND.device)
     for draw in random.random(num - 1):
-        left_N = torch.minimum(left_N, (points_ND - points_ND[chosen[-1]]).square().sum(-1).double())
+        both_N = norm_N + norm_N[chosen[-1]]
+        # One product instead of N differences; what it leaves of equal points is rounding, and they are not drawn again.
+        off_N = both_N - 2 * (points_ND @ points_ND[chosen[-1]])
+        left_N = torch.minimum(left_N, torch.where(off_N < _EQUAL * both_N, 0, off_N).double())
         sums_N = left_N.cumsum(0)
         if total := float(sums_N[-1]):
             place = int(torch.searchsorted(sums_N, sums_N.new_tensor(draw * total), right=True))
@@ -46,13 +51,12 @@ def totals(points_ND: Tensor, codes_N: Tensor, num: int) -> tuple[Tensor, Tensor
     return counts_K, points_ND.new_zeros(num, points_ND.shape[1]).index_add_(0, codes_N, points_ND)
 
 
-def lloyd(points_ND: Tensor, num: int, rounds: int, random: np.random.Generator, told: Callable[[int, float], None]) -> Tensor:
-    """Return the codes of k-means, (num, D).
+def lloyd(points_ND: Tensor, codes_KD: Tensor, rounds: int, told: Callable[[int, float], None]) -> Tensor:
+    """Return the codes that k-means comes to from some codes, (K, D).
 
     A code without points moves to a point that is farthest from its own. It ends when no point changes its code.
     told  is called after each round with its number and the mean squared error of a number
     """
-    codes_KD = seeds(points_ND, num, random)
     before_N = points_ND.new_full((len(points_ND),), -1, dtype=torch.int64)
     for number in range(1, rounds + 1):
         codes_N = nearest(points_ND, codes_KD)
@@ -61,7 +65,7 @@ def lloyd(points_ND: Tensor, num: int, rounds: int, random: np.random.Generator,
         if torch.equal(codes_N, before_N):
             break
         before_N = codes_N
-        counts_K, sums_KD = totals(points_ND, codes_N, num)
+        counts_K, sums_KD = totals(points_ND, codes_N, len(codes_KD))
         empty_K = counts_K == 0
         codes_KD = sums_KD / counts_K.clamp(min=1)[:, None]
         far = error_N.topk(min(int(empty_K.sum()), len(points_ND))).indices

@@ -103,8 +103,8 @@ class LossConfig(Model):
     There is no perceptual term: it needs the weights of a trained network, and none come with this package.
     """
 
-    pixels: Literal["l1", "mse"] = "l1"
-    edges: Weight = 0.5
+    pixels: Literal["l1", "mse"] = "mse"
+    edges: Weight = 0.05
 
 
 class FitConfig(Model):

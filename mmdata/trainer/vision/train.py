@@ -17,7 +17,7 @@ from mmdata.shards import Corpus, open_corpus
 from mmdata.storage import digest_json
 from mmdata.trainer.vision.autoencoders import Autoencoder, KlTokenizer
 from mmdata.trainer.vision.base import ImageTokenizer
-from mmdata.trainer.vision.clusters import lloyd
+from mmdata.trainer.vision.clusters import lloyd, seeds
 from mmdata.trainer.vision.config import KmeansSpec, TokenizerConfig
 from mmdata.trainer.vision.fit import Fit
 from mmdata.trainer.vision.folder import FACTS, check_vacant, load_tokenizer, make_tokenizer, read_beside, write_tokenizer
@@ -127,12 +127,14 @@ class _Job:
     def _cluster(self, tokenizer: KmeansTokenizer) -> None:
         spec = self.config.tokenizer
         assert isinstance(spec, KmeansSpec)
+        patches_NP = self._patches(spec)
+        first_KP = seeds(patches_NP, spec.codes, keyed(self.config.seed, "k-means"))
         progress = Progress(spec.rounds)
-        codebook_KP = lloyd(
-            self._patches(spec), spec.codes, spec.rounds, keyed(self.config.seed, "k-means"),
-            lambda done, error: progress.tell(done, f"mean squared error {error:.5f}"),
-        )  # fmt: skip
-        tokenizer.codebook_KP.copy_(codebook_KP)
+
+        def told(done: int, error: float) -> None:
+            progress.tell(done, f"mean squared error {error:.5f}")
+
+        tokenizer.codebook_KP.copy_(lloyd(patches_NP, first_KP, spec.rounds, told))
 
     def _patches(self, spec: KmeansSpec) -> Tensor:
         """Return `num_patches` patches of the training split, an equal number of each image, or all there are; (N, P)."""
