@@ -22,7 +22,7 @@ from mmdata.trainer.batch import Inputs
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.moe import Experts
 from mmdata.trainer.sizes import Sizes
-from mmdata.trainer.towers import Groups, TowerLinear, TowerNorm, residual_std
+from mmdata.trainer.towers import Groups, TowerLinear, TowerNorm, spread
 
 TIME_DIM = 64
 PARTS = 6  # what a time gives every layer: shift, scale, gate, for attention and for the feed-forward network
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         width, towers = config.model.width, config.params.towers
         self.heads = config.model.heads
         self.qkv = TowerLinear(towers, width, 3 * width)
-        self.out = TowerLinear(towers, width, width, residual_std(config.model.layers))
+        self.out = TowerLinear(towers, width, width)
         head = width // self.heads
         self.q_norm = TowerNorm(towers, head) if config.model.qk_norm else None
         self.k_norm = TowerNorm(towers, head) if config.model.qk_norm else None
@@ -82,7 +82,7 @@ class FeedForward(nn.Module):
         super().__init__()
         towers, width, hidden = config.params.towers, config.model.width, config.model.hidden
         self.up = TowerLinear(towers, width, 2 * hidden)
-        self.down = TowerLinear(towers, hidden, width, residual_std(config.model.layers))
+        self.down = TowerLinear(towers, hidden, width)
 
     def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
         """Return (N, D)."""
@@ -226,7 +226,9 @@ def time_features(time_N: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
+    if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=spread(module.in_features))
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

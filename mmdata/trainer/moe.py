@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmdata.trainer.config import ROUND, TrainConfig
-from mmdata.trainer.towers import residual_std
+from mmdata.trainer.towers import spread
 
 MODALITIES = ("text", "image")
 
@@ -32,10 +32,10 @@ class Experts(nn.Module):
         params, width = config.params, config.model.width
         hidden = max(round(config.model.hidden * params.expert_ratio / ROUND), 1) * ROUND
         self.params, self.num = params, params.experts
-        self.router = nn.Parameter(torch.empty(self.num, width).normal_(std=0.02))
-        self.up = nn.Parameter(torch.empty(self.num, 2 * hidden, width).normal_(std=0.02))
-        self.down = nn.Parameter(torch.empty(self.num, width, hidden).normal_(std=residual_std(config.model.layers)))
-        self.shared = SwiGLU(width, hidden, config.model.layers) if params.shared_expert else None
+        self.router = nn.Parameter(torch.empty(self.num, width).normal_(std=spread(width)))
+        self.up = nn.Parameter(torch.empty(self.num, 2 * hidden, width).normal_(std=spread(width)))
+        self.down = nn.Parameter(torch.empty(self.num, width, hidden).normal_(std=spread(hidden)))
+        self.shared = SwiGLU(width, hidden) if params.shared_expert else None
         self.register_buffer("bias_E", torch.zeros(self.num))
         self.register_buffer("share_E", torch.full((self.num,), 1 / self.num))
         self.register_buffer("load_ME", torch.zeros(len(MODALITIES), self.num), persistent=False)
@@ -89,10 +89,10 @@ class Experts(nn.Module):
 class SwiGLU(nn.Module):
     """An ordinary feed-forward network, for the expert that all tokens share."""
 
-    def __init__(self, width: int, hidden: int, layers: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Parameter(torch.empty(2 * hidden, width).normal_(std=0.02))
-        self.down = nn.Parameter(torch.empty(width, hidden).normal_(std=residual_std(layers)))
+        self.up = nn.Parameter(torch.empty(2 * hidden, width).normal_(std=spread(width)))
+        self.down = nn.Parameter(torch.empty(width, hidden).normal_(std=spread(hidden)))
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Return (N, D)."""
