@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -48,14 +49,19 @@ class Peer:
 def peer_python(name: str) -> Path:
     """Return the interpreter of a peer's own environment, made from `peers/NAME.txt` when it is not there.
 
-    A file whose first line is `# --no-deps` names all that is needed of itself.
+    A file whose first line is `# --no-deps` names all that is needed of itself; with `--ours` behind it, what it does not name
+    is taken from our own environment.
     """
     home = PEERS / name
     needed = HERE / "peers" / f"{name}.txt"
     python = home / "bin" / "python"
     if not (home / ".done").exists():
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        alone = ["--no-deps"] if needed.read_text(encoding="utf-8").startswith("# --no-deps") else []
+        head = needed.read_text(encoding="utf-8").partition("\n")[0]
+        alone = ["--no-deps"] if head.startswith("# --no-deps") else []
+        if head.startswith("# --no-deps --ours"):
+            own = next(home.glob("lib/python*/site-packages"))
+            (own / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         command = [str(python), "-m", "pip", "install", "--quiet", *alone, "-r", str(needed)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         (home / ".done").touch()

@@ -53,6 +53,7 @@ def test_every_command_has_help() -> None:
         "export",
         "img2dataset",
         "gc",
+        "tokenizer",
         "train",
         "sample",
         "demo",

@@ -29,6 +29,7 @@ from mmdata.cli import (
     schema,
     status,
     sweep,
+    tokenizer,
     train,
     verify,
 )
@@ -63,6 +64,7 @@ for module in (
     schema,
 ):
     app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
+app.add_typer(tokenizer.app, name="tokenizer")
 app.command("img2dataset", context_settings=img2dataset.CONTEXT)(img2dataset.command)
 
 

@@ -9,7 +9,6 @@ from mmdata.loader import Sample, read_sample
 from mmdata.report.sheet import contact_sheet
 from mmdata.shards import Corpus, open_corpus
 from mmdata.trainer.checkpoint import open_checkpoint
-from mmdata.trainer.sequence import from_patches, to_patches
 from mmdata.trainer.use import Generator
 
 NUM = 8
@@ -25,16 +24,17 @@ class Pair(NamedTuple):
 
 def make_samples(corpus_url: str, checkpoint: Path, out: Path) -> list[tuple[str, str]]:
     """Write the sheet of samples; return (true caption, generated caption) of held-out images."""
-    corpus, generator = open_corpus(corpus_url), Generator(open_checkpoint(checkpoint))
+    corpus, generator = open_corpus(corpus_url), Generator.load(open_checkpoint(checkpoint))
     training, held_out = (_pairs(corpus, split, generator) for split in ("train", "val"))
     known = np.stack([pair.image for pair in training]).astype(np.float32)
 
     def item(pair: Pair) -> tuple[list[np.ndarray], str]:
-        made = generator.image(pair.caption)
+        (made,) = generator.images([pair.caption])
         nearest = training[int(np.square(known - made).mean((1, 2, 3)).argmin())].image
         return [made, pair.image, nearest], pair.caption
 
-    captions = [(pair.caption, generator.caption(pair.image)) for pair in held_out[:NUM]]
+    told = generator.captions([pair.image for pair in held_out[:NUM]])
+    captions = [(pair.caption, made) for pair, made in zip(held_out, told, strict=False)]
     groups = [
         ("captions of the training set", [item(pair) for pair in training[:NUM]]),
         ("held-out captions", [item(pair) for pair in held_out[:NUM]]),
@@ -53,4 +53,4 @@ def _pairs(corpus: Corpus, split: str, generator: Generator) -> list[Pair]:
 def _pair(sample: Sample, generator: Generator) -> Pair:
     image = next(block.image for block in sample.blocks if block.image is not None)
     text = next((block.text for block in sample.blocks if block.text is not None), "")
-    return Pair(text, from_patches(to_patches(image, generator.config), generator.config))
+    return Pair(text, generator.sequencer.fit(image))

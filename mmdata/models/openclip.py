@@ -74,6 +74,14 @@ class OpenClipTowers:
             images, found = _to_numpy(left), _to_numpy(right)
         return images, found[[place[text] for text in texts]] if texts else found
 
+    @torch.inference_mode()
+    def patch_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return what the image tower has seen at each place of an image before pooling, (N, places, features) float32."""
+        pixels = self.pixels(np.stack([self.prepare(image) for image in images]))
+        found = self.model.visual.forward_intermediates(pixels, indices=1, intermediates_only=True)
+        places: torch.Tensor = found["image_intermediates"][-1].flatten(2).transpose(1, 2).float()
+        return places
+
     def score(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
         """Return the cosine similarity of each pair, (N,) float32 in [-1, 1]."""
         if not len(images):

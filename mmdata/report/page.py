@@ -115,8 +115,8 @@ def curves_html(metrics: Path) -> str:
     """Return the training curves of a `metrics.jsonl`: each loss, with its held-out value."""
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     pairs = (
-        ("text, nats a token", "loss_text", "val_text"),
-        ("image, squared error of the velocity", "loss_image", "val_image"),
+        ("text, nats a token", "loss/text", "val/text"),
+        ("image, squared error of the velocity", "loss/latents", "val/latents"),
     )
     return "".join(_curve(records, *pair) for pair in pairs)
 

@@ -8,12 +8,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmdata.storage import digest_bytes
 
-SPECIALS = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<null>")
-PAD, BOS, EOS, BOI, EOI, NULL = range(len(SPECIALS))
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<null>", "<mask>")
+PAD, BOS, EOS, BOI, EOI, NULL, MASK = range(len(SPECIALS))
 
 
 class Tokenizer:
-    """A trained tokenizer; the special tokens are ids 0 to 5."""
+    """A trained tokenizer; the special tokens are ids 0 to 6."""
 
     def __init__(self, data: str) -> None:
         self.data = data

@@ -21,6 +21,7 @@ from mmdata.failpoint import step
 from mmdata.storage import TEMP_PREFIX, abandoned, digest_file, sync, temp_name
 from mmdata.text import Tokenizer
 from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.model import Transformer
 
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "tokenizer.json")
@@ -48,9 +49,13 @@ class Checkpoint:
         """Its tokenizer."""
         return Tokenizer((self.path / "tokenizer.json").read_text(encoding="utf-8"))
 
+    def encoders(self, device: str = "cpu") -> Encoders:
+        """Return the image encoders that it was trained with."""
+        return Encoders(self.config, self.tokenizer.size, device)
+
     def model(self, *, ema: bool = True) -> Transformer:
         """Return the model, with averaged weights unless told otherwise."""
-        model = Transformer(self.config, self.tokenizer.size)
+        model = Transformer(self.config, self.encoders().sizes)
         model.load_state_dict(load_file(self.path / ("ema.safetensors" if ema else "model.safetensors")))
         return model.eval()
 

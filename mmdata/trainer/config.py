@@ -4,7 +4,7 @@
     image.repr                        what an image is made of              params   which weights a token uses
     time                              how noise time enters                 layout   which segments, in which order
     sampler                           inference only
-Values of an axis that are not listed are not built yet and are refused by name.
+Which values go together is decided by `mmdata.trainer.rules`, when the config is read.
 """
 
 from pathlib import Path
@@ -13,88 +13,164 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mmdata.config import Model, build, read_yaml
+from mmdata.models import OpenClip
 from mmdata.storage import digest_json
+from mmdata.trainer import rules
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0)]
+ROUND = 8  # hidden sizes are multiples of it: what grouped matrix products of half precision ask for
 
 
 class TextConfig(Model):
-    """Text: next-token prediction over a byte-level BPE trained on the corpus."""
+    """Text over a byte-level BPE trained on the corpus.
 
-    objective: Literal["ar"] = "ar"
+    objective  `ar`: predict the next token; `mdm`: tokens are masked and predicted in their place (absorbing diffusion)
+    masking    of `mdm`: `likelihood` masks each token with p drawn evenly and weighs by 1 / p, a bound of the likelihood
+               (MDLM, LLaDA); `cosine` masks a cosine-drawn number of tokens and weighs all alike (Show-o)
+    """
+
+    objective: Literal["ar", "mdm"] = "ar"
+    masking: Literal["likelihood", "cosine"] = "likelihood"
     vocab: Annotated[int, Field(ge=300, le=200_000)] = 1024
 
 
 class ReprConfig(Model):
-    """What stands for an image, when it is generated and when it is understood."""
+    """What stands for an image: where it is generated, and where it is understood.
 
-    gen: Literal["pixel_patch"] = "pixel_patch"
-    und: Literal["same_as_gen"] = "same_as_gen"
+    gen   `pixel_patch`: numbers of a patch in [-1, 1]; `vq`: codes, and `vae`: latents, both of `image.tokenizer`
+    und   `same_as_gen`, `pixel_patch`: patches of pixels, or `clip`: features of a frozen CLIP image tower
+    """
+
+    gen: Literal["pixel_patch", "vq", "vae"] = "pixel_patch"
+    und: Literal["same_as_gen", "pixel_patch", "clip"] = "same_as_gen"
 
 
 class ImageConfig(Model):
-    """Images: flow matching on patches of pixels in [-1, 1].
+    """Images, fitted into a square with white borders.
 
-    `predict` is what the head gives: the velocity, or the clean patch that the velocity follows from (the loss is the
-    velocity's either way).
+    objective  `ar`: predict the next code; `mdm`: predict masked codes; `flow`: flow matching; `ddpm_eps`: predict the noise
+               of a cosine schedule; `none`: images are only understood
+    masking    of `mdm`, as `text.masking`
+    predict    what the head gives for `flow` and `ddpm_eps`; the loss stays the objective's. null = velocity, and noise
+    tokenizer  folder of a tokenizer made by `mmdata tokenizer train`, for `vq` and `vae`
+    clip       the frozen CLIP whose features are read where `repr.und` is `clip`
+    size       pixels a side          patch   pixels a side of a patch, where an image is patches of pixels
     """
 
-    objective: Literal["flow"] = "flow"
-    predict: Literal["velocity", "clean"] = "velocity"
+    objective: Literal["ar", "mdm", "flow", "ddpm_eps", "none"] = "flow"
+    masking: Literal["likelihood", "cosine"] = "cosine"
+    predict: Literal["velocity", "clean", "noise"] | None = None
     repr: ReprConfig = ReprConfig()
+    tokenizer: str | None = None
+    clip: OpenClip = OpenClip()
     size: Positive = 32
     patch: Positive = 4
 
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.size % self.patch:
-            raise ValueError(f"`size` {self.size} is no multiple of `patch` {self.patch}")
-        return self
+    @property
+    def continuous(self) -> bool:
+        """Say whether what is generated are numbers, by noise; else codes, or nothing."""
+        return self.objective in {"flow", "ddpm_eps"}
 
     @property
-    def grid(self) -> int:
-        """Patches a side."""
-        return self.size // self.patch
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in a patch: height x width x RGB."""
-        return 3 * self.patch**2
+    def head(self) -> Literal["velocity", "clean", "noise"]:
+        """What the head gives."""
+        return self.predict or ("noise" if self.objective == "ddpm_eps" else "velocity")
 
 
 class ParamsConfig(Model):
-    """Which weights a token uses."""
+    """Which weights a token uses.
 
-    share: Literal["dense"] = "dense"
+    share     `dense`: all the same; `moe`: the best `top_k` of `experts` feed-forward networks, chosen by the token;
+              `mot`: each tower has its own weights everywhere but in the attention product (Mixture-of-Transformers)
+    route_by  of `mot`: `modality`: text, image; `task`: read (text, images to be understood), made (images to be generated)
+    expert_ratio   hidden size of an expert, of the dense one's; 1 / top_k costs as much compute as `dense`
+    shared_expert  one more expert that every token uses
+    balance   `bias`: a bias moves experts that have too little to do up, without a loss (DeepSeek-V3); `switch`: a loss
+    """
+
+    share: Literal["dense", "moe", "mot"] = "dense"
+    route_by: Literal["modality", "task"] = "modality"
+    experts: Positive = 8
+    top_k: Positive = 2
+    expert_ratio: Annotated[float, Field(gt=0)] = 1.0
+    shared_expert: bool = False
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    balance: Literal["bias", "switch", "none"] = "bias"
+    bias_rate: Scale = 1e-3
+
+    @property
+    def towers(self) -> int:
+        """Sets of weights between which the kind of a token decides."""
+        return 2 if self.share == "mot" else 1
 
 
 class TimeConfig(Model):
-    """How noise time enters, and how its values are drawn (logit-normal, or uniform), shifted by `shift`."""
+    """Noise time: how the model is told of it, and how it is drawn.
 
-    cond: Literal["none", "add"] = "add"
-    joint: Literal["one_side_clean"] = "one_side_clean"
+    cond    `add`: added to each noised patch (BAGEL); `token`: a token before the image (JanusFlow); `adaln`: scales and
+            shifts of every layer, one projection for all layers (PixArt); `none`
+    joint   with `mask: full`, what is corrupted together: one side alone, or both, at one time or at two
+    draw    logit-normal or uniform, then shifted by `shift` (SD3)
+    """
+
+    cond: Literal["none", "token", "add", "adaln"] = "add"
+    joint: Literal["one_side_clean", "shared_t", "independent_t"] = "one_side_clean"
     draw: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: Annotated[float, Field(gt=0)] = 1.0
 
 
 class LayoutConfig(Model):
-    """Which segments a sample becomes. `clean_copy` lets text after a generated image see that image without noise."""
+    """Which segments a sample becomes.
+
+    p_caption_first  share of pairs whose image is generated from the caption; the others are captioned
+    p_drop_text      share of pairs whose condition is dropped, for guidance: the caption of a generated image ...
+    p_drop_image     ... and the images that come before one (or the image of a caption, with `mask: full`)
+    clean_copy       text after a generated image sees a copy without noise (BAGEL)
+    decompose        share of documents of which a short piece is learnt: two or three neighbouring blocks
+    und_noise_cap    highest noise time of an image that comes first, which is then learnt too (Transfusion); 0: given clean
+    positions        of image tokens: one for a whole image, or one each in raster order
+    max_text_tokens  where a text is cut; with `text.objective: mdm` also the length of its slot
+    """
 
     p_caption_first: Share = 0.5
     p_drop_text: Share = 0.1
+    p_drop_image: Share = 0.0
     clean_copy: bool = True
+    decompose: Share = 0.0
+    und_noise_cap: Share = 0.0
+    positions: Literal["shared", "raster"] = "shared"
     row_tokens: Positive = 512
     max_text_tokens: Positive = 128
 
 
 class SamplerConfig(Model):
-    """Inference: function evaluations and guidance scale for images, temperature for text (0 = greedy)."""
+    """Inference.
+
+    steps        function evaluations of an image by noise, or rounds of unmasking
+    cfg          guidance scale of the text condition; 1 = none     cfg_image   of images before, in documents
+    cfg_interval noise times between which guidance acts            renorm      least share that guidance may leave of the
+                                                                                conditional length, per sample (BAGEL)
+    temperature  of text; 0 = greedy       image_temperature, top_k   of codes; top_k 0 = all
+    text_steps   rounds of unmasking of a text slot                 choice_temperature   of which codes stay (MaskGIT)
+    text_choice  which masks are lifted: of the surest ids, or ancestral        text_block   ids of a block that is finished
+                                                                                before the next; 0 = the whole slot
+    """
 
     steps: Positive = 20
-    cfg: Annotated[float, Field(ge=0)] = 2.0
-    solver: Literal["euler", "heun"] = "euler"
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    cfg: Scale = 2.0
+    cfg_image: Scale = 1.0
+    cfg_interval: tuple[Share, Share] = (0.0, 1.0)
+    renorm: Share | None = None
+    solver: Literal["euler", "heun", "midpoint"] = "euler"
+    temperature: Scale = 0.0
+    image_temperature: Scale = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    choice_temperature: Scale = 1.0
+    text_steps: Positive = 16
+    text_choice: Literal["confidence", "ancestral"] = "confidence"
+    text_block: Annotated[int, Field(ge=0)] = 0
     max_text_tokens: Positive = 48
 
 
@@ -108,6 +184,11 @@ class ModelConfig(Model):
     qk_norm: bool = True
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0
 
+    @property
+    def hidden(self) -> int:
+        """Hidden size of the feed-forward network."""
+        return max(round(self.ffn_mult * self.width / ROUND), 1) * ROUND
+
     @model_validator(mode="after")
     def _even(self) -> Self:
         if self.width % (2 * self.heads):
@@ -116,11 +197,16 @@ class ModelConfig(Model):
 
 
 class LossConfig(Model):
-    """Weights of the loss families."""
+    """Weights of the loss families, and of what keeps logits small and experts busy.
 
-    text: Annotated[float, Field(ge=0)] = 1.0
-    image: Annotated[float, Field(ge=0)] = 1.0
-    z_loss: Annotated[float, Field(ge=0)] = 1e-5
+    chunk   predictions whose logits are in memory at a time; more are computed twice instead
+    """
+
+    text: Scale = 1.0
+    image: Scale = 1.0
+    z_loss: Scale = 1e-5
+    balance: Scale = 0.01
+    chunk: Positive = 8192
 
 
 class OptimConfig(Model):
@@ -148,7 +234,7 @@ class TrainConfig(Model):
     seed: int = 0
     text: TextConfig = TextConfig()
     image: ImageConfig = ImageConfig()
-    mask: Literal["span_bidir", "causal"] = "span_bidir"
+    mask: Literal["causal", "span_bidir", "full"] = "span_bidir"
     noise_isolated: bool = True
     params: ParamsConfig = ParamsConfig()
     time: TimeConfig = TimeConfig()
@@ -165,13 +251,8 @@ class TrainConfig(Model):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if not self.noise_isolated and self.layout.clean_copy:
-            raise ValueError("`layout.clean_copy` is for isolated noise: set `noise_isolated: true`, or drop the copy")
-        if self.image.patch_dim > self.model.width:
-            raise ValueError(
-                f"`image.patch` {self.image.patch} makes {self.image.patch_dim} numbers a patch, above `model.width` "
-                f"{self.model.width}: velocities of that rank cannot be predicted; use smaller patches or a wider model"
-            )
+        for broken in rules.broken(self):
+            raise ValueError(broken)
         if self.optim.rows % self.optim.micro_rows:
             raise ValueError("`optim.rows` must be a multiple of `optim.micro_rows`")
         return self
@@ -179,7 +260,8 @@ class TrainConfig(Model):
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the training stream: all but inference, lengths of runs and where files lie."""
-        data = self.model_dump(mode="json", exclude={"corpus", "sampler", "checkpoint_every", "eval_every", "threads"})
+        away = {"corpus": True, "sampler": True, "checkpoint_every": True, "eval_every": True, "threads": True}
+        data = self.model_dump(mode="json", exclude={**away, "image": {"tokenizer"}})
         return digest_json(data)
 
 

@@ -7,7 +7,8 @@ from mmdata.shards import Corpus, open_corpus
 from mmdata.text import Tokenizer, train_tokenizer
 from mmdata.trainer.batch import Batch, collate
 from mmdata.trainer.config import TrainConfig
-from mmdata.trainer.sequence import Sequencer, Tokens
+from mmdata.trainer.encoders import Encoders
+from mmdata.trainer.layout import Sequencer, Tokens
 
 
 @dataclass
@@ -17,31 +18,31 @@ class Data:
     config: TrainConfig
     corpus: Corpus
     tokenizer: Tokenizer
+    encoders: Encoders
 
     @property
     def sequencer(self) -> Sequencer:
         """What lays samples out."""
-        return Sequencer(self.config, self.tokenizer)
+        return Sequencer(self.config, self.tokenizer, self.encoders.sizes)
 
     def loader(self) -> Loader[Tokens]:
         """Return the loader of the training split."""
         return self._loader(self.config.split, self.config.optim.rows)
 
     def batch(self, rows: list[list[Tokens]]) -> Batch:
-        """Pack rows as the config's mask wants them."""
-        return collate(
-            rows, self.config.layout.row_tokens,
-            bidirectional=self.config.mask == "span_bidir", isolated=self.config.noise_isolated,
-        )  # fmt: skip
+        """Pack rows."""
+        return collate(rows, self.config.layout.row_tokens)
 
-    def validation(self) -> Batch | None:
-        """Return the validation split as one batch, the same at every call; null when there is none."""
+    def validation(self) -> list[Batch]:
+        """Return the validation split in micro-batches, the same at every call; empty when there is none."""
         if self.config.val_split is None or self.config.val_split not in self.corpus.splits:
-            return None
+            return []
         if not part_of(self.corpus, self.config.val_split).num:
-            return None
+            return []
+        size = self.config.optim.micro_rows
         with self._loader(self.config.val_split, 1, epochs=1) as loader:
-            return self.batch([list(row) for batch in loader for row in batch.rows])
+            rows = [list(row) for batch in loader for row in batch.rows]
+        return [self.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def _loader(self, split: str, rows: int, epochs: int | None = None) -> Loader[Tokens]:
         options = Options(
@@ -62,4 +63,4 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Data:
         part = part_of(corpus, config.split)
         samples = (read_sample(corpus, index) for index in range(part.first, part.first + part.num))
         tokenizer = train_tokenizer((text for sample in samples for text in sample.texts), config.text.vocab)
-    return Data(config, corpus, tokenizer)
+    return Data(config, corpus, tokenizer, Encoders(config, tokenizer.size))

@@ -17,7 +17,8 @@ from mmdata.trainer.checkpoint import Checkpoint, latest, load_optimizer, save
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.data import Data, open_data
 from mmdata.trainer.model import Transformer
-from mmdata.trainer.objectives import loss_sums, weighted
+from mmdata.trainer.moe import end_step
+from mmdata.trainer.objectives import counts_of, loss_sums, weighted
 
 LINE_S = 10.0
 
@@ -42,8 +43,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
         return TrainResult(run.step, found.path, metrics)
     with _Log(metrics, run.step, config.optim.steps) as log:
         while run.step < config.optim.steps:
-            batch = run.next_batch()
-            record = run.update(batch)
+            record = run.update(run.next_batches())
             if run.step % config.eval_every == 0 or run.step == config.optim.steps:
                 record |= run.validate()
             log.write(record)
@@ -63,7 +63,7 @@ class _Run:
         self.data: Data = open_data(config, found.tokenizer if found else None)
         self.loader = self.data.loader()
         torch.manual_seed(config.seed)
-        self.model = Transformer(config, self.data.tokenizer.size)
+        self.model = Transformer(config, self.data.encoders.sizes)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.optim.lr,
@@ -83,32 +83,38 @@ class _Run:
         self.loader.restore(found.state["loader"])
         self.step, self.tokens = found.step, int(found.state["tokens"])
 
-    def next_batch(self) -> Batch:
-        return self.data.batch([list(row) for row in next(self.loader).rows])
+    def next_batches(self) -> list[Batch]:
+        rows = [list(row) for row in next(self.loader).rows]
+        size = self.config.optim.micro_rows
+        return [self.data.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def update(self, batch: Batch) -> dict[str, float]:
+    def update(self, batches: list[Batch]) -> dict[str, float]:
         """Do one optimizer step over all micro-batches, with losses over the counts of the whole step."""
-        optim, num_text, num_image = self.config.optim, batch.num_text, batch.num_image
+        optim, counts = self.config.optim, counts_of(batches)
         lr = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        text = image = torch.zeros(())
-        for start in range(0, optim.rows, optim.micro_rows):
-            sums = loss_sums(self.model, batch.rows(start, start + optim.micro_rows))
-            weighted(sums, num_text, num_image, self.config).backward()  # type: ignore[no-untyped-call]
-            text, image = text + sums.text.detach(), image + sums.image.detach()
+        self.model.train()
+        total: dict[str, float] = {}
+        for batch in batches:
+            sums = loss_sums(self.model, batch, self.data.encoders)
+            weighted(sums, counts, self.config).backward()  # type: ignore[no-untyped-call]
+            for name, value in sums.families.items():
+                total[name] = total.get(name, 0.0) + float(value.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         if not math.isfinite(float(norm)):
             raise RunError(f"step {self.step}: the gradient is not finite", hint="lower `optim.lr`, or raise `optim.warmup`")
         self.optimizer.step()
+        loads = end_step(self.model, lambda value: value)
         self._average()
         self.step += 1
-        used = int((batch.target_BL.new_tensor(1) * (batch.mask_BLL.sum(-1) > 1)).sum())
-        self.tokens += used
+        self.tokens += counts["all"]
+        places = sum(batch.ids_BL.numel() for batch in batches)
+        losses = {f"loss/{name}": value / max(counts[name], 1) for name, value in total.items()}
         return {
-            "step": self.step, "loss_text": float(text) / max(num_text, 1), "loss_image": float(image) / max(num_image, 1),
-            "lr": lr, "grad_norm": float(norm), "tokens": self.tokens, "padding": 1 - used / batch.ids_BL.numel(),
+            "step": self.step, **losses, **loads, "lr": lr, "grad_norm": float(norm), "tokens": self.tokens,
+            "padding": 1 - counts["all"] / places,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -122,17 +128,18 @@ class _Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the losses of the averaged weights on the held-out split, with the same noise every time."""
-        if self.held_out is None:
+        if not self.held_out:
             return {}
         live = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.ema)
-        text = image = 0.0
-        rows = self.config.optim.micro_rows
-        for start in range(0, len(self.held_out.ids_BL), rows):
-            sums = loss_sums(self.model, self.held_out.rows(start, start + rows))
-            text, image = text + float(sums.text), image + float(sums.image)
+        self.model.eval()
+        total: dict[str, float] = {}
+        for batch in self.held_out:
+            for name, value in loss_sums(self.model, batch, self.data.encoders).families.items():
+                total[name] = total.get(name, 0.0) + float(value)
         self.model.load_state_dict(live)
-        return {"val_text": text / max(self.held_out.num_text, 1), "val_image": image / max(self.held_out.num_image, 1)}
+        counts = counts_of(self.held_out)
+        return {f"val/{name}": value / max(counts[name], 1) for name, value in total.items() if counts[name]}
 
     def save(self) -> Path:
         state = {
@@ -187,6 +194,10 @@ class _Log:
             status = {"step": record["step"], "of": self.total, "tokens_per_s": round(rate, 1), "seconds_left": round(left, 1)}
             (self.path.parent / "status.json").write_text(json.dumps(status), encoding="utf-8")
             sys.stderr.write(
-                f"train: step {record['step']:.0f} of {self.total} ({record['step'] / self.total:.0%}), text "
-                f"{record['loss_text']:.3f}, image {record['loss_image']:.4f}, {rate:,.0f} tokens/s, {left:.0f} s left\n"
+                f"train: step {record['step']:.0f} of {self.total} ({record['step'] / self.total:.0%}), "
+                f"{_told(record)}, {rate:,.0f} tokens/s, {left:.0f} s left\n"
             )
+
+
+def _told(record: dict[str, float]) -> str:
+    return ", ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in record.items() if name.startswith("loss/"))

@@ -1,152 +1,227 @@
-"""One transformer over text tokens and image patches.
+"""One transformer over text tokens and image tokens.
 
-Notable: pre-norm RMSNorm, RoPE on given positions, SwiGLU, QK-norm; a patch enters by a linear map plus a learnt 2-D place
-plus its noise time (added, as in BAGEL, so that a finished prefix can be cached exactly). Text and image share all weights.
+Notable: pre-norm RMSNorm, RoPE on given positions, SwiGLU, QK-norm; numbers of an image enter by a linear map plus a learnt
+2-D place plus, as the config says, their noise time. Which weights a token uses is the config's `params`: the same for all,
+experts (moe.py), or towers (towers.py).
 
-Axes: B rows, L tokens, K tokens seen (cache and own), D width, H heads, E = D / H, V vocabulary, P numbers of a patch.
+Axes: B rows, L tokens, K tokens seen (cache and own), N = B * L tokens in order of their tower, D width, H heads, E = D / H.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from mmdata.text.tokenizer import MASK
+from mmdata.trainer.attention import Cache, Mask, angles, attend, turn
+from mmdata.trainer.batch import Inputs
 from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.moe import Experts
+from mmdata.trainer.sizes import Sizes
+from mmdata.trainer.towers import Groups, TowerLinear, TowerNorm, residual_std
 
 TIME_DIM = 64
-MIN_TIME = 0.05
+PARTS = 6  # what a time gives every layer: shift, scale, gate, for attention and for the feed-forward network
 
 
-@dataclass
-class Cache:
-    """Keys and values of what has been read, layer by layer, (B, H, K, E)."""
+class Hidden(NamedTuple):
+    """Hidden states, (B, L, D); the cache that includes these tokens, where one was given; the experts' balance, a sum."""
 
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-
-    def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cached keys and values of a layer followed by new ones."""
-        if layer >= len(self.keys):
-            return key, value
-        return torch.cat([self.keys[layer], key], 2), torch.cat([self.values[layer], value], 2)
+    states_BLD: Tensor
+    cache: Cache
+    balance: Tensor
 
 
-class Norm(nn.RMSNorm):
-    """RMSNorm in the precision of what comes in: under autocast its weights would otherwise stay behind."""
+class Where(NamedTuple):
+    """What every layer needs to know of the tokens."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised input."""
-        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    groups: Groups
+    modality_N: Tensor
+    cos: Tensor
+    sin: Tensor
+    mask: Mask
+    shape: tuple[int, int]
 
 
 class Attention(nn.Module):
-    """Attention with a boolean mask."""
+    """Attention of all tokens with all, by weights of their tower."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        width, heads = config.model.width, config.model.heads
-        self.heads, self.base = heads, config.model.rope_base
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        head = width // heads
-        self.q_norm = Norm(head) if config.model.qk_norm else nn.Identity()
-        self.k_norm = Norm(head) if config.model.qk_norm else nn.Identity()
+        width, towers = config.model.width, config.params.towers
+        self.heads = config.model.heads
+        self.qkv = TowerLinear(towers, width, 3 * width)
+        self.out = TowerLinear(towers, width, width, residual_std(config.model.layers))
+        head = width // self.heads
+        self.q_norm = TowerNorm(towers, head) if config.model.qk_norm else None
+        self.k_norm = TowerNorm(towers, head) if config.model.qk_norm else None
 
-    def forward(self, x_BLD: Tensor, pos_BL: Tensor, mask_BLK: Tensor, cache: Cache, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output, (B, L, D), and all keys and values seen, (B, H, K, E)."""
-        batch, length, width = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rope(self.q_norm(q), pos_BL, self.base), rope(self.k_norm(k), pos_BL, self.base)
-        keys, values = cache.extended(layer, k, v)
-        y = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask_BLK[:, None])
-        return self.out(y.transpose(1, 2).reshape(batch, length, width)), keys, values
+    def forward(self, x_ND: Tensor, where: Where, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output, (N, D), and all keys and values seen, (B, H, K, E)."""
+        groups, (batch, length) = where.groups, where.shape
+        q, k, v = self.qkv(x_ND, groups).view(len(x_ND), 3, self.heads, -1).unbind(1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q, groups), self.k_norm(k, groups)
+        q, k, v = (groups.leave(part).view(batch, length, self.heads, -1).transpose(1, 2) for part in (q, k, v))
+        keys, values = turn(k, where.cos, where.sin), v
+        if cache is not None:
+            keys, values = cache.extended(layer, keys, values)
+        y = attend(turn(q, where.cos, where.sin), keys, values, where.mask)
+        y_ND = groups.enter(y.transpose(1, 2).reshape(batch * length, -1))
+        return self.out(y_ND, groups), keys, values
+
+
+class FeedForward(nn.Module):
+    """SwiGLU, by weights of the token's tower."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        towers, width, hidden = config.params.towers, config.model.width, config.model.hidden
+        self.up = TowerLinear(towers, width, 2 * hidden)
+        self.down = TowerLinear(towers, hidden, width, residual_std(config.model.layers))
+
+    def forward(self, x_ND: Tensor, groups: Groups) -> Tensor:
+        """Return (N, D)."""
+        gate, up = self.up(x_ND, groups).chunk(2, -1)
+        out: Tensor = self.down(functional.silu(gate) * up, groups)
+        return out
 
 
 class Block(nn.Module):
-    """Attention, then SwiGLU."""
+    """Attention, then the feed-forward network or experts."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        width = config.model.width
-        hidden = int(config.model.ffn_mult * width)
-        self.norm1, self.norm2 = Norm(width), Norm(width)
+        width, towers = config.model.width, config.params.towers
+        self.norm1, self.norm2 = TowerNorm(towers, width), TowerNorm(towers, width)
         self.attention = Attention(config)
-        self.up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.ffn: nn.Module = Experts(config) if config.params.share == "moe" else FeedForward(config)
+        self.time = nn.Parameter(torch.zeros(PARTS, width)) if config.time.cond == "adaln" else None
 
-    def forward(self, x_BLD: Tensor, pos_BL: Tensor, mask_BLK: Tensor, cache: Cache, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the block's output and the keys and values of its attention."""
-        y, keys, values = self.attention(self.norm1(x_BLD), pos_BL, mask_BLK, cache, layer)
-        x_BLD = x_BLD + y
-        gate, up = self.up(self.norm2(x_BLD)).chunk(2, -1)
-        return x_BLD + self.down(functional.silu(gate) * up), keys, values
+    def forward(
+        self, x_ND: Tensor, where: Where, time_N6D: Tensor | None, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the block's output, its keys and values, and its experts' balance."""
+        if self.time is None or time_N6D is None:
+            y, keys, values = self.attention(self.norm1(x_ND, where.groups), where, cache, layer)
+            y, balance = self._feed(self.norm2(x := x_ND + y, where.groups), where)
+            return x + y, keys, values, balance
+        shift1, scale1, gate1, shift2, scale2, gate2 = (time_N6D + self.time).unbind(1)
+        y, keys, values = self.attention(self.norm1(x_ND, where.groups) * (1 + scale1) + shift1, where, cache, layer)
+        x = x_ND + (1 + gate1) * y
+        y, balance = self._feed(self.norm2(x, where.groups) * (1 + scale2) + shift2, where)
+        return x + (1 + gate2) * y, keys, values, balance
+
+    def _feed(self, x_ND: Tensor, where: Where) -> tuple[Tensor, Tensor]:
+        if isinstance(self.ffn, Experts):
+            out, balance = self.ffn(x_ND, where.modality_N)
+            return out, balance
+        return self.ffn(x_ND, where.groups), x_ND.new_zeros(())
 
 
 class Transformer(nn.Module):
-    """The model: hidden states for all tokens, logits for text, velocities for patches."""
+    """The model: hidden states for all tokens, logits for text and codes, numbers for the rest."""
 
-    def __init__(self, config: TrainConfig, vocab: int) -> None:
+    masks: Tensor
+
+    def __init__(self, config: TrainConfig, sizes: Sizes) -> None:
         super().__init__()
-        width, dim = config.model.width, config.image.patch_dim
-        self.config = config
-        self.embed = nn.Embedding(vocab, width)
-        self.patch_in = nn.Linear(dim, width)
-        self.place = nn.Embedding(config.image.grid**2, width)
-        self.time = nn.Sequential(nn.Linear(TIME_DIM, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.model.layers))
-        self.norm = Norm(width)
-        self.text_head = nn.Linear(width, vocab, bias=False)
-        self.patch_out = nn.Linear(width, dim)
+        width = config.model.width
+        self.config, self.sizes = config, sizes
+        self.checkpointing = False
+        self.embed = nn.Embedding(sizes.ids, width)
+        self.place = nn.Embedding(sizes.tokens, width)
+        self.head = nn.Linear(width, sizes.ids, bias=False)
+        if sizes.dim:
+            self.patch_in, self.patch_out = nn.Linear(sizes.dim, width), nn.Linear(width, sizes.dim)
+        if sizes.und_dim:
+            self.feature_in, self.feature_place = nn.Linear(sizes.und_dim, width), nn.Embedding(sizes.und_tokens, width)
+        timed = config.time.cond if config.image.continuous else "none"
+        if timed != "none":
+            self.time = nn.Sequential(nn.Linear(TIME_DIM, width), nn.SiLU(), nn.Linear(width, width))
+        if timed == "adaln":
+            self.time_parts = nn.Linear(width, PARTS * width)
+        self.timed, self.masked_text = timed, config.text.objective == "mdm"
+        self.register_buffer("masks", torch.tensor([MASK]), persistent=False)
         self.apply(_init)
-        nn.init.zeros_(self.patch_out.weight)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.model.layers))
+        self.norm = TowerNorm(config.params.towers, width)
+        if sizes.dim:
+            nn.init.zeros_(self.patch_out.weight)
+        if timed == "adaln":
+            nn.init.zeros_(self.time_parts.weight)
 
-    def forward(  # noqa: PLR0913, PLR0917 - what a token is, and what it sees
-        self, ids_BL: Tensor, patches_BLP: Tensor, grid_BL: Tensor, time_BL: Tensor, pos_BL: Tensor, mask_BLK: Tensor,
-        cache: Cache | None = None,
-    ) -> tuple[Tensor, Cache]:  # fmt: skip
-        """Return hidden states, (B, L, D), and the cache that includes these tokens."""
-        x = self._enter(ids_BL, patches_BLP, grid_BL, time_BL)
-        seen = Cache()
-        for layer, block in enumerate(self.blocks):
-            x, keys, values = block(x, pos_BL, mask_BLK, cache or Cache(), layer)
-            seen.keys.append(keys)
-            seen.values.append(values)
-        return self.norm(x), seen
+    def forward(self, inputs: Inputs, mask: Mask, cache: Cache | None = None, then: Callable[[Hidden], Any] | None = None) -> Any:  # noqa: ANN401 - what `then` returns
+        """Return hidden states of all tokens, or what `then` makes of them while the weights are at hand (FSDP).
 
-    def velocity(self, hidden_ND: Tensor, patches_NP: Tensor, time_N: Tensor) -> Tensor:
-        """Return the velocities of patches at noise times, (N, P).
-
-        x_t = (1 - t) x + t e and v = e - x give v = (x_t - x) / t for a head that predicts x; t is held above 0.05 there.
+        With a cache, the mask is (B, L, K) over what it holds and these tokens.
         """
-        out: Tensor = self.patch_out(hidden_ND)
-        if self.config.image.predict == "velocity":
-            return out
-        return (patches_NP - out) / time_N[:, None].clamp(min=MIN_TIME)
+        batch, length = inputs.ids_BL.shape
+        groups = Groups.of(inputs.tower_BL.reshape(-1), self.config.params.towers)
+        x = groups.enter(self._enter(inputs))
+        head = self.config.model.width // self.config.model.heads
+        cos, sin = angles(inputs.pos_BL, head, self.config.model.rope_base, self.embed.weight.dtype)
+        where = Where(groups, groups.enter(inputs.modality_BL.reshape(-1)), cos, sin, mask, (batch, length))
+        time = self._time(inputs, groups)
+        seen, balance = Cache(), x.new_zeros(())
+        for layer, block in enumerate(self.blocks):
+            if self.checkpointing and self.training:
+                x, _, _, added = checkpoint(block, x, where, time, None, layer, use_reentrant=False)
+            else:
+                x, keys, values, added = block(x, where, time, cache, layer)
+                if cache is not None:
+                    seen.keys.append(keys)
+                    seen.values.append(values)
+            balance = balance + added
+        states = groups.leave(self.norm(x, groups)).view(batch, length, -1)
+        hidden = Hidden(states, seen, balance / len(self.blocks))
+        return hidden if then is None else then(hidden)
 
-    def _enter(self, ids_BL: Tensor, patches_BLP: Tensor, grid_BL: Tensor, time_BL: Tensor) -> Tensor:
-        image = (grid_BL >= 0)[..., None]
-        patch = self.patch_in(patches_BLP) + self.place(grid_BL.clamp(min=0))
-        if self.config.time.cond == "add":
-            patch = patch + self.time(time_features(time_BL, patch.dtype))
-        return torch.where(image, patch, self.embed(ids_BL))
+    def logits(self, hidden_MD: Tensor, family: str | None = None) -> Tensor:
+        """Return logits: of all ids, (M, text and codes), or of one family, `text` or `codes`, alone."""
+        vocab = self.sizes.vocab
+        weight = {None: self.head.weight, "text": self.head.weight[:vocab], "codes": self.head.weight[vocab:]}[family]
+        found = functional.linear(hidden_MD, weight)
+        # What is behind a mask is never a mask (the substitution of MDLM).
+        return found.index_fill(-1, self.masks, -math.inf) if self.masked_text and family != "codes" else found
+
+    def _enter(self, inputs: Inputs) -> Tensor:
+        """Return what enters the first layer, (B * L, D)."""
+        x: Tensor = self.embed(inputs.ids_BL).reshape(-1, self.config.model.width)
+        codes, latents, features = inputs.codes, inputs.latents, inputs.features
+        if self.sizes.codes:
+            x = x.index_add(0, codes.at_N, self.place(codes.grid_N).to(x.dtype))
+        if self.sizes.dim:
+            patch = self.patch_in(inputs.values_NP) + self.place(latents.grid_N)
+            if self.timed == "add":
+                time_N = inputs.time_BL.reshape(-1)[latents.at_N]
+                patch = patch + self.time(time_features(time_N, patch.dtype))
+            x = x.index_copy(0, latents.at_N, patch.to(x.dtype))
+        if self.sizes.und_dim:
+            shown = self.feature_in(inputs.features_NF) + self.feature_place(features.grid_N)
+            x = x.index_copy(0, features.at_N, shown.to(x.dtype))
+        if self.timed == "token":
+            told = self.time(time_features(inputs.time_BL.reshape(-1)[inputs.times_N], x.dtype))
+            x = x.index_copy(0, inputs.times_N, told.to(x.dtype))
+        return x
+
+    def _time(self, inputs: Inputs, groups: Groups) -> Tensor | None:
+        if self.timed != "adaln":
+            return None
+        time_N = groups.enter(inputs.time_BL.reshape(-1))
+        told = functional.silu(self.time(time_features(time_N, self.embed.weight.dtype)))
+        parts: Tensor = self.time_parts(told).view(len(time_N), PARTS, -1)
+        return parts
 
 
-def rope(x_BHLE: Tensor, pos_BL: Tensor, base: float) -> Tensor:
-    """Turn pairs of features by angles that grow with the position (RoFormer)."""
-    half = x_BHLE.shape[-1] // 2
-    rates = base ** (-torch.arange(half, device=x_BHLE.device, dtype=torch.float64) / half)
-    angle = pos_BL[:, None, :, None].double() * rates
-    cos, sin = angle.cos().to(x_BHLE.dtype), angle.sin().to(x_BHLE.dtype)
-    left, right = x_BHLE[..., :half], x_BHLE[..., half:]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
-
-
-def time_features(time_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return sines and cosines of noise times in [0, 1], (B, L, TIME_DIM)."""
-    rates = torch.exp(torch.arange(TIME_DIM // 2, device=time_BL.device) * (math.log(1000) / (TIME_DIM // 2)))
-    angle = time_BL[..., None].double() * rates
+def time_features(time_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return sines and cosines of noise times in [0, 1], (N, TIME_DIM)."""
+    rates = torch.exp(torch.arange(TIME_DIM // 2, device=time_N.device) * (math.log(1000) / (TIME_DIM // 2)))
+    angle = time_N[..., None].double() * rates
     return torch.cat([angle.sin(), angle.cos()], -1).to(dtype)
 
 

@@ -2,50 +2,173 @@
 
 `L = sum over families of weight * (sum of per-token losses) / (tokens of that family in the whole step)`: one packed row,
 many micro-batches or many ranks give the same gradient, which a mean of means does not.
+
+Families: `text` and `codes`, cross-entropy in nats, weighted as the masking says; `latents`, squared error of velocity or
+noise; `z`, squares of log-sum-exp, which keep logits small; `balance` of experts.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Module
+from torch.utils.checkpoint import checkpoint
 
-from mmdata.trainer.batch import Batch
+from mmdata.trainer.batch import FAMILIES, Batch, Inputs, Truth, fill
 from mmdata.trainer.config import TrainConfig
-from mmdata.trainer.model import Transformer
-from mmdata.trainer.sequence import NO_TARGET
+from mmdata.trainer.encoders import Encoders
+from mmdata.trainer.model import Hidden, Transformer
+from mmdata.trainer.paths import Head, path_of
+
+BUCKETS = 4  # of noise times and shares of masks, in the log
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of per-token losses: cross-entropy and z-loss of text in nats, squared velocity error of patches."""
+    """Sums of a micro-batch's losses by family; what the log tells more exactly, of each: (losses, tokens) by name."""
 
-    text: Tensor
+    families: dict[str, Tensor]
     z: Tensor
-    image: Tensor
+    balance: Tensor
+    detail: dict[str, tuple[Tensor, Tensor]]
 
 
-def loss_sums(model: Transformer, batch: Batch) -> Sums:
+@dataclass(frozen=True)
+class Losses:
+    """One loss a predicted token, without weights: family, losses (M,), weights (M,), places (M,) flat."""
+
+    family: str
+    loss_M: Tensor
+    weight_M: Tensor
+    at_M: Tensor
+
+
+def loss_sums(model: Module, batch: Batch, encoders: Encoders) -> Sums:
     """Run the model over a batch and sum each family's losses."""
-    # Matrix products may run in bfloat16; logits, velocities and sums are float32 or wider in any case.
-    low = is_low(model.config.precision, batch.ids_BL.device.type)
-    with torch.autocast(batch.ids_BL.device.type, dtype=torch.bfloat16, enabled=low):
-        hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
-    hidden = hidden.float() if low else hidden
-    told = batch.target_BL != NO_TARGET
-    # A batch without text or without noise still touches both heads, so that gradients are zero and never absent.
-    logits = model.text_head(hidden[told if bool(told.any()) else _first(told)])
-    noisy = batch.noisy_BL if batch.num_image else _first(batch.noisy_BL)
-    velocity = model.velocity(hidden[noisy], batch.patches_BLP[noisy], batch.time_BL[noisy])
-    if bool(told.any()):
-        text = functional.cross_entropy(logits, batch.target_BL[told], reduction="sum")
-        z = torch.logsumexp(logits, -1).square().sum()
-    else:
-        text = z = 0 * logits.sum()
-    image = (velocity - batch.flow_BLP[batch.noisy_BL]).square().mean(-1).sum() if batch.num_image else 0 * velocity.sum()
-    return Sums(text, z, image)
+    losses, z, balance = token_losses(model, batch, encoders)
+    sums = {found.family: (found.loss_M * found.weight_M).sum() for found in losses}
+    return Sums(sums, z, balance, _detail(batch, losses))
+
+
+def token_losses(model: Module, batch: Batch, encoders: Encoders) -> tuple[list[Losses], Tensor, Tensor]:
+    """Return the loss of every predicted token, the sum of z-losses, and the experts' balance."""
+    inner = unwrapped(model)
+    path = path_of(inner.config.image)
+    inputs, truth = fill(batch, encoders, path.mix, inner.embed.weight.dtype)
+    device = batch.ids_BL.device.type
+    low = is_low(inner.config.precision, device)
+    # Matrix products may run in bfloat16; logits, numbers and sums are float32 or wider in any case.
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+        found: tuple[list[Losses], Tensor, Tensor] = model(
+            inputs, batch.sight.mask(), then=partial(_losses, inner, batch, inputs, truth)
+        )
+    return found
+
+
+def _losses(
+    model: Transformer, batch: Batch, inputs: Inputs, truth: Truth, hidden: Hidden
+) -> tuple[list[Losses], Tensor, Tensor]:
+    """Compare hidden states with the truth.
+
+    A family without a token still touches its head, so that gradients are zero and never absent.
+    """
+    config = model.config
+    with torch.autocast(batch.ids_BL.device.type, enabled=False):
+        states = hidden.states_BLD.reshape(-1, config.model.width).to(model.embed.weight.dtype)
+        found, z = [], states.new_zeros(())
+        is_code = truth.aim_M >= model.sizes.vocab
+        for family, here in (("text", ~is_code), ("codes", is_code)):
+            if family == "text" or model.sizes.codes:
+                places = here.nonzero()[:, 0]
+                at = batch.predict_M[places]
+                loss, square = _cross_entropy(model, states, at, truth.aim_M[places], _restricted(config, family))
+                found.append(Losses(family, loss, batch.weight_BL.reshape(-1)[at].to(loss.dtype), at))
+                z = z + square
+        if model.sizes.dim:
+            at = batch.latents.at_N[batch.learnt_N]
+            given, x_t, t = model.patch_out(states[at]), inputs.values_NP[batch.learnt_N], truth.time_N[:, None]
+            target: Head = "noise" if config.image.objective == "ddpm_eps" else "velocity"
+            loss = path_of(config.image).loss(config.image.head, given, x_t, truth.clean_NP, truth.noise_NP, t, target)
+            found.append(Losses("latents", loss, torch.ones_like(loss), at))
+    return found, z, hidden.balance
+
+
+def unwrapped(model: Module) -> Transformer:
+    """Return the model inside what may be wrapped around it."""
+    inner = getattr(model, "module", model)
+    inner = getattr(inner, "_orig_mod", inner)
+    if not isinstance(inner, Transformer):
+        raise TypeError(f"not a Transformer: {type(inner).__name__}")
+    return inner
+
+
+def _restricted(config: TrainConfig, family: str) -> str | None:
+    """Return the family among whose ids alone a token is looked for: all ids, where one stream of ids is predicted."""
+    return None if config.text.objective == config.image.objective == "ar" else family
+
+
+def _cross_entropy(
+    model: Transformer, states_ND: Tensor, at_M: Tensor, aim_M: Tensor, family: str | None
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of each prediction, (M,), and the sum of squared log-sum-exps.
+
+    Logits are made for `loss.chunk` predictions at a time; where there are more, they are made again on the way back.
+    """
+    chunk = model.config.loss.chunk
+    aim_M = aim_M - (model.sizes.vocab if family == "codes" else 0)
+    if not len(at_M):
+        nothing = 0 * model.logits(states_ND[:1], family).sum()
+        return nothing.expand(0), nothing
+
+    def part(hidden_MD: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.logits(hidden_MD, family)
+        norm = torch.logsumexp(logits, -1)
+        return norm - logits.gather(1, aim[:, None])[:, 0], norm.square().sum()
+
+    hidden = states_ND.index_select(0, at_M)
+    if len(at_M) <= chunk:
+        return part(hidden, aim_M)
+    parts = [
+        checkpoint(part, *piece, use_reentrant=False)
+        for piece in zip(torch.split(hidden, chunk), torch.split(aim_M, chunk), strict=True)
+    ]
+    return torch.cat([loss for loss, _ in parts]), torch.stack([square for _, square in parts]).sum()
+
+
+@torch.no_grad()
+def _detail(batch: Batch, losses: list[Losses]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return sums of losses and numbers of tokens by source, and by noise time or share of masks."""
+    found = {}
+    for part in losses:
+        source, level = batch.source_BL.reshape(-1)[part.at_M], batch.level_BL.reshape(-1)[part.at_M]
+        bucket = (level * BUCKETS).long().clamp(0, BUCKETS - 1)
+        corrupted = bool((level > 0).any())
+        named = [(name, source == number) for number, name in enumerate(batch.sources)] if len(batch.sources) > 1 else []
+        named += [(f"t{number}", bucket == number) for number in range(BUCKETS)] if corrupted else []
+        for name, here in named:
+            found[f"{part.family}/{name}"] = ((part.loss_M * here).sum(), here.sum())
+    return found
+
+
+def weighted(sums: Sums, counts: dict[str, int], config: TrainConfig) -> Tensor:
+    """Return the loss of a micro-batch, divided by the counts of the whole step.
+
+    counts  tokens by family; `all` tokens but padding
+    """
+    weights = {"text": config.loss.text, "codes": config.loss.image, "latents": config.loss.image}
+    loss = sum(weights[name] * value / max(counts[name], 1) for name, value in sums.families.items())
+    loss = loss + config.loss.z_loss * sums.z / max(counts["text"] + counts["codes"], 1)
+    if config.params.share == "moe" and config.params.balance == "switch":
+        loss = loss + config.loss.balance * sums.balance / max(counts["all"], 1)
+    return torch.as_tensor(loss)
+
+
+def counts_of(batches: list[Batch]) -> dict[str, int]:
+    """Return the tokens of each family, and of all together, in some micro-batches."""
+    found = {name: sum(batch.counts[name] for batch in batches) for name in FAMILIES}
+    return {**found, "all": sum(batch.used for batch in batches)}
 
 
 @cache
@@ -59,21 +182,3 @@ def is_low(precision: str, device: str) -> bool:
         return False
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
-
-
-def _first(flags_BL: Tensor) -> Tensor:
-    """Return flags that name the first token alone."""
-    first = torch.zeros_like(flags_BL)
-    first[0, 0] = True
-    return first
-
-
-def weighted(sums: Sums, num_text: int, num_image: int, config: TrainConfig) -> Tensor:
-    """Return the loss of a micro-batch, divided by the counts of the whole step."""
-    text = (config.loss.text * sums.text + config.loss.z_loss * sums.z) / max(num_text, 1)
-    return text + config.loss.image * sums.image / max(num_image, 1)
-
-
-def velocity_to_clean(x_t: Tensor, velocity: Tensor, time: float) -> Tensor:
-    """Return the clean image that a velocity points to: x_t = (1 - t) x + t e and v = e - x give x = x_t - t v."""
-    return x_t - time * velocity

@@ -1,5 +1,7 @@
-"""Use a checkpoint: images from captions, captions from images."""
+"""Use a checkpoint: images from captions, captions from images, documents that go on."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,38 +11,70 @@ from mmdata.errors import ConfigError, RecordError
 from mmdata.loader import keyed
 from mmdata.media import Jail
 from mmdata.trainer.checkpoint import Checkpoint, open_checkpoint
-from mmdata.trainer.sampler import write_image, write_text
-from mmdata.trainer.sequence import Sequencer, from_patches, to_patches
+from mmdata.trainer.encoders import Encoders
+from mmdata.trainer.layout import Sequencer
+from mmdata.trainer.model import Transformer
+from mmdata.trainer.write import Writer
+
+BATCH = 64
 
 
 class Generator:
-    """A loaded checkpoint that generates both ways."""
+    """A model that generates both ways. What it makes depends on the prompt and the seed, never on what is made beside it."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
-        self.model = checkpoint.model()
-        self.sequencer = Sequencer(self.config, self.tokenizer)
+    def __init__(self, model: Transformer, encoders: Encoders, sequencer: Sequencer) -> None:
+        self.config, self.tokenizer, self.sequencer = model.config, sequencer.tokenizer, sequencer
+        self.writer = Writer(model, encoders, sequencer)
 
-    def image(self, caption: str, seed: int = 0) -> np.ndarray:
-        """Return an image for a caption, (size, size, 3) uint8; the same caption and seed give the same image."""
-        ids = self.sequencer.encode_text(caption)
-        return from_patches(write_image(self.model, ids, keyed(seed, caption, "image")), self.config)
+    @classmethod
+    def load(cls, checkpoint: Checkpoint) -> "Generator":
+        """Load a checkpoint's averaged weights."""
+        encoders = checkpoint.encoders()
+        return cls(checkpoint.model(), encoders, Sequencer(checkpoint.config, checkpoint.tokenizer, encoders.sizes))
 
-    def caption(self, image: np.ndarray, seed: int = 0) -> str:
-        """Return a caption for an image, (H, W, 3) uint8."""
-        ids = write_text(self.model, to_patches(image, self.config), keyed(seed, "caption"))
-        return self.tokenizer.decode(ids)
+    def images(self, captions: Sequence[str], seed: int = 0) -> list[np.ndarray]:
+        """Return an image for each caption, (size, size, 3) uint8."""
+        found: dict[int, np.ndarray] = {}
+        ids = [self.sequencer.encode_text(caption) for caption in captions]
+        for group in _alike([len(one) for one in ids]):
+            randoms = [keyed(seed, captions[number], "image") for number in group]
+            made = self.writer.images([ids[number] for number in group], randoms)
+            found |= dict(zip(group, made, strict=True))
+        return [found[number] for number in range(len(captions))]
+
+    def captions(self, images: Sequence[np.ndarray], seed: int = 0) -> list[str]:
+        """Return a caption for each image, (H, W, 3) uint8."""
+        found: list[str] = []
+        for start in range(0, len(images), BATCH):
+            group = np.stack([self.sequencer.fit(image) for image in images[start : start + BATCH]])
+            randoms = [keyed(seed, "caption", image.tobytes().hex()[:64]) for image in group]
+            found += [self.tokenizer.decode(ids) for ids in self.writer.captions(group, randoms)]
+        return found
+
+    def document(self, blocks: Sequence[str | np.ndarray], seed: int = 0, more: int = 4) -> list[str | np.ndarray]:
+        """Go on with a document of texts and images; return the new blocks."""
+        given = [self.sequencer.encode_text(block) if isinstance(block, str) else block for block in blocks]
+        made = self.writer.document(given, keyed(seed, "document"), more)
+        return [block if isinstance(block, np.ndarray) else self.tokenizer.decode(block) for block in made]
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Return groups of places with one length, at most `BATCH` each."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for place, length in enumerate(lengths):
+        by_length[length].append(place)
+    return [group[start : start + BATCH] for group in by_length.values() for start in range(0, len(group), BATCH)]
 
 
 def sample_images(checkpoint: Path, captions: list[str], out: Path, seed: int = 0) -> list[Path]:
     """Generate an image for each caption into a folder; return the files."""
     if not captions:
         return []
-    generator = Generator(open_checkpoint(checkpoint))
+    generator = Generator.load(open_checkpoint(checkpoint))
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{number:03d}.png" for number in range(len(captions))]
-    for path, caption in zip(paths, captions, strict=True):
-        Image.fromarray(generator.image(caption, seed)).save(path)
+    for path, image in zip(paths, generator.images(captions, seed), strict=True):
+        Image.fromarray(image).save(path)
     return paths
 
 
@@ -48,9 +82,9 @@ def sample_captions(checkpoint: Path, images: list[Path]) -> list[str]:
     """Generate a caption for each image file. The files are not ours, so they are decoded in the jail."""
     if not images:
         return []
-    generator = Generator(open_checkpoint(checkpoint))
+    generator = Generator.load(open_checkpoint(checkpoint))
     with Jail() as jail:
-        return [generator.caption(_decode(jail, path)) for path in images]
+        return generator.captions([_decode(jail, path) for path in images])
 
 
 def _decode(jail: Jail, path: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from tests.bomb import Bomb
 from tests.corpus import make_corpus
 from tests.fire.mounts import mounted, needs_mounts
 from tests.fire.seeds import GAUNTLET
-from tests.test_trainer import config
+from tests.trainer.common import config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
