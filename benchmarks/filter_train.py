@@ -251,8 +251,8 @@ by family; 30 % of the training captions are passed on in a ring, held-out ones 
 *filtered* on those with `clip_score` of {threshold:.3f} or more (best F1 on openclipart's validation families, shipped CLIP),
 *clean* on those whose caption was not passed on: the best that a filter could do. What is held out is the same for all.
 
-Each corpus trains the same model: {config.model.layers} layers of {config.model.width}, {config.image.grid**2} patches of
-{config.image.patch_dim} numbers ({config.image.size} px), text next-token over {config.text.vocab} byte pairs, images by flow
+Each corpus trains the same model: {config.model.layers} layers of {config.model.width}, {(config.image.size // config.image.patch) ** 2} patches of
+{3 * config.image.patch**2} numbers ({config.image.size} px), text next-token over {config.text.vocab} byte pairs, images by flow
 matching, {config.optim.steps} steps of {config.optim.rows} rows of {config.layout.row_tokens} tokens, {seeds} seeds; a smaller
 corpus is seen more often. Averaged weights of the last step are judged on {num} pairs of the `{jobs[0].split}` split, one picture
 a family, each caption once. A caption has {floor["bytes"]:.1f} bytes, {floor["tokens"]:.1f} tokens with its end, and costs

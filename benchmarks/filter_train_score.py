@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from mmdata.loader import keyed
-from mmdata.trainer.batch import Batch, collate
+from mmdata.trainer.batch import collate
 from mmdata.trainer.checkpoint import open_checkpoint
+from mmdata.trainer.encoders import Encoders
+from mmdata.trainer.layout import Sequencer, Tokens
 from mmdata.trainer.model import Transformer
-from mmdata.trainer.sequence import NO_TARGET, Sequencer, Tokens, to_patches
+from mmdata.trainer.objectives import token_losses
 
 BATCH = 32
 DRAWS = 4
@@ -42,51 +43,44 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def score_pairs(checkpoint: Path, pairs: Sequence[Pair], *, text: bool = True, image: bool = True) -> Scores:
-    """Return the losses of the averaged weights of a checkpoint."""
+    """Return the losses of the averaged weights of a checkpoint; its text is predicted token by token."""
     opened = open_checkpoint(checkpoint)
-    model, sequencer = opened.model(), Sequencer(opened.config, opened.tokenizer)
-    patches = {id(pair.image): to_patches(pair.image, opened.config) for pair in pairs}
-    coded = [(patches[id(pair.image)], sequencer.encode_text(pair.caption)) for pair in pairs]
+    model, encoders = opened.model(), opened.encoders()
+    coder = Sequencer(opened.config, opened.tokenizer, encoders.sizes)
+    shown = {id(pair.image): coder.fit(pair.image) for pair in pairs}
+    ids = {pair.caption: coder.encode_text(pair.caption) for pair in pairs}
     nats, images = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
-    if text:
-        rows = [sequencer.lay_out([cut, ids], drop_text=False, noise=None) for cut, ids in coded]
-        nats = np.concatenate([_caption_nats(model, rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)])
-    if image:
+
+    def losses(family: str, draws: int) -> np.ndarray:
+        """Return the family's loss of each pair and draw, (N, draws); text comes after the image, the image after text."""
+        layout = opened.config.layout.model_copy(
+            update={"p_caption_first": float(family != "text"), "p_drop_text": 0.0, "p_drop_image": 0.0}
+        )
+        sequencer = Sequencer(opened.config.model_copy(update={"layout": layout}), opened.tokenizer, encoders.sizes)
         rows = [
-            sequencer.lay_out([ids, cut], drop_text=False, noise=keyed(0, pair.uid, f"draw {draw}"))
-            for pair, (cut, ids) in zip(pairs, coded, strict=True)
-            for draw in range(DRAWS)
+            sequencer.lay_out([shown[id(pair.image)], ids[pair.caption]], keyed(0, pair.uid, f"draw {draw}"))
+            for pair in pairs
+            for draw in range(draws)
         ]
-        losses = [_image_losses(model, rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-        images = np.concatenate(losses).reshape(len(pairs), DRAWS).mean(axis=1)
+        parts = [_sums(model, rows[start : start + BATCH], encoders, family) for start in range(0, len(rows), BATCH)]
+        return np.concatenate(parts).reshape(len(pairs), draws)
+
+    if text:
+        nats = losses("text", 1)[:, 0]
+    if image:
+        images = losses("latents", DRAWS).mean(axis=1) / encoders.sizes.tokens
     return Scores(nats, images)
 
 
-def _caption_nats(model: Transformer, rows: list[Tokens]) -> np.ndarray:
-    batch, hidden = _run(model, rows)
-    logits = model.text_head(hidden)
-    nats = functional.cross_entropy(logits.flatten(0, 1), batch.target_BL.clamp(min=0).flatten(), reduction="none")
-    last_patch = (batch.grid_BL >= 0).int() * torch.arange(batch.grid_BL.shape[1])
-    told = (batch.target_BL != NO_TARGET) & (torch.arange(batch.grid_BL.shape[1]) > last_patch.amax(1, keepdim=True))
-    found: np.ndarray = (nats.view_as(told) * told).sum(1).double().numpy()
-    return found
-
-
-def _image_losses(model: Transformer, rows: list[Tokens]) -> np.ndarray:
-    batch, hidden = _run(model, rows)
-    noisy = batch.noisy_BL
-    velocity = model.velocity(hidden[noisy], batch.patches_BLP[noisy], batch.time_BL[noisy])
-    errors = torch.zeros(noisy.shape)
-    errors[noisy] = (velocity - batch.flow_BLP[noisy]).square().mean(-1)
-    found: np.ndarray = (errors.sum(1) / noisy.sum(1)).double().numpy()
-    return found
-
-
-def _run(model: Transformer, rows: list[Tokens]) -> tuple[Batch, torch.Tensor]:
-    config = model.config
-    batch = collate(
-        [[tokens] for tokens in rows], max(map(len, rows)),
-        bidirectional=config.mask == "span_bidir", isolated=config.noise_isolated,
-    )  # fmt: skip
-    hidden, _ = model(batch.ids_BL, batch.patches_BLP, batch.grid_BL, batch.time_BL, batch.pos_BL, batch.mask_BLL)
-    return batch, hidden
+def _sums(model: Transformer, rows: list[Tokens], encoders: Encoders, family: str) -> np.ndarray:
+    """Return the sum of a family's losses in each row, (B,); of text, of what comes after the image."""
+    longest = max(map(len, rows))
+    batch = collate([[tokens] for tokens in rows], longest)
+    found, _, _ = token_losses(model, batch, encoders)
+    part = next(some for some in found if some.family == family)
+    row_M, place_M = part.at_M // longest, part.at_M % longest
+    image_end_B = torch.zeros(len(rows), dtype=torch.long)
+    image_end_B.scatter_reduce_(0, batch.latents.at_N // longest, batch.latents.at_N % longest, "amax")
+    counted_M = (place_M > image_end_B[row_M]) if family == "text" else torch.ones_like(place_M, dtype=torch.bool)
+    sums_B = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_M, (part.loss_M * counted_M).double())
+    return sums_B.numpy()
