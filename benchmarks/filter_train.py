@@ -243,7 +243,7 @@ def page(data: Data, found: dict[str, list[Finished]], jobs: Sequence[Job]) -> s
 def notes(jobs: Sequence[Job], floor: dict[str, float], num: int, threshold: float) -> str:
     """Say what was done."""
     config = config_of(jobs[0])
-    seeds = len({job.seed for job in jobs})
+    seeds, patches = len({job.seed for job in jobs}), (config.image.size // config.image.patch) ** 2
     return f"""\
 The pool: all pictures of openclipart's evaluation half (`recipes/tiny_clip/families.tsv`, split `rest`), which neither the
 training of the small CLIP nor the choice of anything has seen, fetched over HTTP at 128 px with white borders. The sink splits
@@ -251,7 +251,7 @@ by family; 30 % of the training captions are passed on in a ring, held-out ones 
 *filtered* on those with `clip_score` of {threshold:.3f} or more (best F1 on openclipart's validation families, shipped CLIP),
 *clean* on those whose caption was not passed on: the best that a filter could do. What is held out is the same for all.
 
-Each corpus trains the same model: {config.model.layers} layers of {config.model.width}, {(config.image.size // config.image.patch) ** 2} patches of
+Each corpus trains the same model: {config.model.layers} layers of {config.model.width}, {patches} patches of
 {3 * config.image.patch**2} numbers ({config.image.size} px), text next-token over {config.text.vocab} byte pairs, images by flow
 matching, {config.optim.steps} steps of {config.optim.rows} rows of {config.layout.row_tokens} tokens, {seeds} seeds; a smaller
 corpus is seen more often. Averaged weights of the last step are judged on {num} pairs of the `{jobs[0].split}` split, one picture
