@@ -31,6 +31,7 @@ from mmdata.cli import (
     sweep,
     tokenizer,
     train,
+    train_report,
     verify,
 )
 from mmdata.errors import MmdataError, printable
@@ -59,11 +60,12 @@ for module in (
     export,
     gc,
     train,
+    train_report,
     sample,
     demo,
     schema,
 ):
-    app.command(module.__name__.rsplit(".", 1)[-1])(module.command)
+    app.command(module.__name__.rsplit(".", 1)[-1].replace("_", "-"))(module.command)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("img2dataset", context_settings=img2dataset.CONTEXT)(img2dataset.command)
 

@@ -11,8 +11,10 @@ from mmdata.demo.truth import demo_fates, swap_score
 from mmdata.engine import Runner, RunResult, RunStore
 from mmdata.executors import open_executor
 from mmdata.plan import Plan, load_plan
-from mmdata.report.page import Card, Section, cards_html, curves_html, funnel_html, image_html, table_html, write_page
+from mmdata.report.page import Card, Section, cards_html, funnel_html, image_html, table_html, write_page
 from mmdata.report.table import funnel_text
+from mmdata.report.training import read_training
+from mmdata.report.training_page import losses_html
 from mmdata.shards import open_corpus
 from mmdata.shards.payloads import fetch_payload
 from mmdata.stages.keep import Keep
@@ -93,7 +95,7 @@ def _show(out: Path, home: Path, result: RunResult, checkpoint: Path, metrics: P
         Section("Dropped by the CLIP filter", cards_html([_card(run, row) for row in dropped[:12]])),
         Section("Kept, lowest scores first", cards_html([_card(run, row) for row in kept[:6]])),
         Section("Kept, highest scores", cards_html([_card(run, row) for row in kept[-6:]])),
-        Section("Training curves", curves_html(metrics)),
+        Section("Training curves", losses_html(read_training(metrics.parent))),
         Section("Generated images", image_html(home / "samples.png")),
         Section("Captions of held-out images", table_html(("true", "generated"), captions)),
     ]

@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from mmdata.errors import ConfigError, ShapeError, did_you_mean, first_line
-from mmdata.models.numerics import choose_dtype, device_kind, is_out_of_memory
+from mmdata.models.numerics import choose_dtype, device_kind, held_to, is_out_of_memory
 from mmdata.models.spec import HUB, OpenClip
 
 _NO_HUB = (
@@ -67,7 +67,7 @@ class OpenClipTowers:
         """Return embeddings of images and of texts; each different text goes through its tower once."""
         distinct = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(distinct)}
-        with self._held_to_threads():
+        with held_to(self.threads):
             # A GPU works on the images while texts are cut into tokens here.
             left = self._embed(self.pixels, self._images, prepared)
             right = self._embed(self._ids, self._texts, self.tokens(distinct))
@@ -119,15 +119,6 @@ class OpenClipTowers:
 
     def _ids(self, ids_BT: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(ids_BT).to(self.device)
-
-    @contextmanager
-    def _held_to_threads(self) -> Iterator[None]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 class Tokens:

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, W
 
 from mmdata.config import Model
 from mmdata.errors import ConfigError, did_you_mean
+from mmdata.models.conse import Conse
 from mmdata.models.scorer import HASH_DIM, Fake, HashTowers, ScorerModel, Towers
 from mmdata.storage import digest_file
 
@@ -228,7 +229,7 @@ class ScorerSpec(Model):
 @cache
 def scorers() -> dict[str, type[ScorerModel]]:
     """Return the scorers by their name in plans, those of other packages included."""
-    found: dict[str, type[ScorerModel]] = {cls.name: cls for cls in (Fake, OpenClip)}
+    found: dict[str, type[ScorerModel]] = {cls.name: cls for cls in (Conse, Fake, OpenClip)}
     for point in entry_points(group="mmdata.scorers"):
         cls = point.load()
         found.setdefault(cls.name, cls)  # by the name that plans are written with

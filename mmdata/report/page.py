@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,7 +20,7 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}
 .card{overflow-wrap:anywhere} .spread{width:350px;font-size:12px;color:#555} .spread rect{fill:#c96} td{overflow-wrap:anywhere}
 .lines{width:350px;font-size:12px} .lines polyline{fill:none;stroke-width:1.5}
 .key{display:inline-block;margin-right:1em;overflow-wrap:anywhere}
-.wide{overflow-x:auto} .wide td,.wide th{white-space:nowrap}
+.wide{overflow-x:auto;margin-bottom:1em} .wide td,.wide th{white-space:nowrap}
 .wide td+td,.wide th+th{text-align:right;font-variant-numeric:tabular-nums}
 h1,h2,p{overflow-wrap:anywhere} .card .none{height:150px;background:#f4f4f4;text-align:center;line-height:150px;color:#999}
 """
@@ -29,6 +28,7 @@ h1,h2,p{overflow-wrap:anywhere} .card .none{height:150px;background:#f4f4f4;text
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+SHARES = tuple((share, f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
 _COLORS = ("#c63", "#247", "#4a8", "#a4a", "#b90", "#59c", "#933", "#686", "#c7a", "#555")
 _DASHES = ("", "6 3", "2 3", "8 2 2 2")
 
@@ -44,10 +44,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: its name, and its points, (x, y) from 0 to 1 each."""
+    """A line of a chart: its name, and its points, (x, y) from 0 to 1 each; with `dots`, or where there is but one, marked."""
 
     name: str
     points: Sequence[tuple[float, float]]
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,38 +112,6 @@ def image_html(path: Path) -> str:
     return f"<img class=sheet alt='' src='data:image/png;base64,{data}'>"
 
 
-def curves_html(metrics: Path) -> str:
-    """Return the training curves of a `metrics.jsonl`: each loss, with its held-out value."""
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    pairs = (
-        ("text, nats a token", "loss/text", "val/text"),
-        ("image, squared error of the velocity", "loss/latents", "val/latents"),
-    )
-    return "".join(_curve(records, *pair) for pair in pairs)
-
-
-def _curve(records: list[dict[str, float]], label: str, train: str, held_out: str) -> str:
-    width, height = 520, 220
-    lines = {name: [(r["step"], r[name]) for r in records if name in r] for name in (train, held_out)}
-    points = [point for line in lines.values() for point in line]
-    if not points:
-        return ""
-    last, top = max(step for step, _ in points), max(value for _, value in points)
-    paths = ""
-    for color, line in zip(("#c96", "#247"), lines.values(), strict=True):
-        path = " ".join(
-            f"{50 + (width - 60) * step / last:.1f},{height - 25 - (height - 45) * value / top:.1f}" for step, value in line
-        )
-        paths += f"<polyline fill=none stroke='{color}' stroke-width=1.5 points='{path}'/>"
-    ends = ", ".join(f"{name} {line[-1][1]:.3f}" for name, line in lines.items() if line)
-    return (
-        f"<svg width={width} height={height} role=img><text x=50 y=14 font-size=12>{escape(label)}: {escape(ends)}</text>"
-        f"<path stroke='#999' fill=none d='M50 20 V{height - 25} H{width - 10}'/>"
-        f"<text x=5 y=26 font-size=11>{top:.2f}</text><text x=25 y={height - 25} font-size=11>0</text>"
-        f"<text x={width - 50} y={height - 8} font-size=11>{last:.0f}</text>{paths}</svg>"
-    )
-
-
 def histogram_html(label: str, counts: Sequence[int], ends: tuple[str, str], notes: Sequence[str], foot: str) -> str:
     """Return a histogram as an inline SVG.
 
@@ -167,12 +136,19 @@ def histogram_html(label: str, counts: Sequence[int], ends: tuple[str, str], not
     )
 
 
-def lines_html(label: str, lines: Sequence[Line], ticks: Sequence[tuple[float, str]], marks: Sequence[float]) -> str:
-    """Return lines of shares as an inline SVG, with what each is beneath.
+def lines_html(
+    label: str,
+    lines: Sequence[Line],
+    ticks: Sequence[tuple[float, str]],
+    marks: Sequence[float] = (),
+    rises: Sequence[tuple[float, str]] = SHARES,
+) -> str:
+    """Return lines as an inline SVG, with what each is beneath.
 
     ticks  places of words below the chart, and the words     marks  places of lines that stand upright
+    rises  places of level lines, and what is written beside them
     """
-    width, height, left, top, base = 350, 230, 34, 22, 208
+    width, height, left, top, base = 350, 230, 46, 22, 208
     across, tall = width - left - 8, base - top
     shapes = ""
     for place in marks:
@@ -180,15 +156,19 @@ def lines_html(label: str, lines: Sequence[Line], ticks: Sequence[tuple[float, s
     for place, word in ticks:
         anchor = "start" if place < 0.1 else "end" if place > 0.9 else "middle"
         shapes += f"<text x={left + across * place:.1f} y={base + 14} font-size=11 text-anchor={anchor}>{escape(word)}</text>"
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for share, word in rises:
         y = base - tall * share
         shapes += f"<path stroke='#e4e4e4' d='M{left} {y:.1f} H{width - 8}'/>"
-        shapes += f"<text x={left - 3} y={y + 4:.1f} font-size=11 text-anchor=end>{share:.0%}</text>"
+        shapes += f"<text x={left - 3} y={y + 4:.1f} font-size=11 text-anchor=end>{escape(word)}</text>"
     keys = ""
     for number, line in enumerate(lines):
-        stroke = f"stroke='{_COLORS[number % len(_COLORS)]}' stroke-dasharray='{_DASHES[number // len(_COLORS) % len(_DASHES)]}'"
-        points = " ".join(f"{left + across * x:.1f},{base - tall * y:.1f}" for x, y in line.points)
+        color = _COLORS[number % len(_COLORS)]
+        stroke = f"stroke='{color}' stroke-dasharray='{_DASHES[number // len(_COLORS) % len(_DASHES)]}'"
+        places = [(f"{left + across * x:.1f}", f"{base - tall * y:.1f}") for x, y in line.points]
+        points = " ".join(map(",".join, places))
         shapes += f"<polyline {stroke} points='{points}'><title>{escape(line.name)}</title></polyline>"
+        if line.dots or len(places) == 1:
+            shapes += "".join(f"<circle cx={x} cy={y} r=2.5 fill='{color}'/>" for x, y in places)
         key = f"<svg width=22 height=8><path stroke-width=2 {stroke} d='M0 4 H22'/></svg>"
         keys += f"<span class=key dir=auto>{key} {escape(line.name)}</span>"
     return (

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from mmdata.config import Model, build, read_yaml
-from mmdata.models import OpenClip
+from mmdata.models import AnyScorer, OpenClip
 from mmdata.storage import digest_json
 from mmdata.trainer import rules
 
@@ -209,6 +209,23 @@ class LossConfig(Model):
     chunk: Positive = 8192
 
 
+class EvaluateConfig(Model):
+    """What is asked of the model in the loop, besides the losses of the validation split.
+
+    samples    pairs of each split, always the same; 0 = none         every   steps between; also at the end
+    retrieval  pairs among which the model finds the caption          draws   of noise and masks, for likelihoods
+    frechet    compare features of generated and true images (extra `evaluate`)
+    scorer     a scorer of image and text; not the one that the corpus was filtered by
+    """
+
+    samples: Annotated[int, Field(ge=0)] = 0
+    every: Positive = 1000
+    retrieval: Annotated[int, Field(ge=0)] = 16
+    draws: Positive = 1
+    frechet: bool = False
+    scorer: AnyScorer | None = None
+
+
 class OptimConfig(Model):
     """AdamW and its schedule; `rows` packed rows make one step, `micro_rows` of them at a time."""
 
@@ -243,6 +260,7 @@ class TrainConfig(Model):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     # `auto` is bfloat16 where the device multiplies it natively: elsewhere it is many times slower than float32.
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0

@@ -22,8 +22,10 @@ from mmdata.demo import DemoServer
 from mmdata.engine import RunStore
 from mmdata.report.explain import explain
 from mmdata.report.fates import fates
-from mmdata.report.page import Card, Section, cards_html, curves_html, funnel_html, table_html, write_page
+from mmdata.report.page import Card, Section, cards_html, funnel_html, table_html, write_page
 from mmdata.report.sheet import contact_sheet
+from mmdata.report.training import read_training
+from mmdata.report.training_page import evaluation_html, loads_html, losses_html
 from mmdata.stages.download import Download
 from mmdata.stages.shards import Shards
 from mmdata.stages.sources import Folder
@@ -217,11 +219,14 @@ class Tags(HTMLParser):
 def test_T07_a_page_runs_nothing_of_what_it_shows(tmp_path: Path, gradient: np.ndarray) -> None:
     def page(text: str, name: str) -> str:
         funnel: dict[str, object] = {"rows_in": 2, "made_by_splits": 0, "kept": 1}
-        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss_text": 1.0}\n', encoding="utf-8")
+        key = text.replace("/", "|")  # which parts the names of a log
+        record = {"step": 1, f"loss/{key}": 1.0, f"loss/{key}/{key}": 1.0, f"val/{key}": 1.0, f"load/{key}/{key}": 1.0}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        training = read_training(tmp_path)
         sections = [
             Section(text, funnel_html(funnel, [(text, text, 1)])), Section(text, cards_html([Card(gradient, text)])),
             Section(text, table_html((text, "b"), [(text, 1), (text, None)])),
-            Section(text, curves_html(tmp_path / "metrics.jsonl")),
+            Section(text, losses_html(training)), Section(text, evaluation_html(training)), Section(text, loads_html(training)),
         ]  # fmt: skip
         write_page(tmp_path / name, text, sections)
         return (tmp_path / name).read_text(encoding="utf-8")
