@@ -19,6 +19,7 @@ from mmdata.text.tokenizer import BOI, BOS, EOI, EOS, NULL
 from mmdata.trainer import TrainConfig, train
 from mmdata.trainer.batch import Batch, attention_mask, collate
 from mmdata.trainer.checkpoint import latest, open_checkpoint
+from mmdata.trainer.log import TIMED
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.objectives import is_low, loss_sums, velocity_to_clean, weighted
 from mmdata.trainer.sampler import Reader, integrate, write_image, write_text
@@ -354,7 +355,7 @@ def small(corpus: str, steps: int, **changes: object) -> TrainConfig:
 
 def losses(out: Path) -> list[str]:
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [repr({key: value for key, value in record.items() if key != "tokens_per_s"}) for record in records]
+    return [repr({key: value for key, value in record.items() if key not in TIMED}) for record in records]
 
 
 def test_training_resumed_is_bitwise_training_uninterrupted(shapes: str, tmp_path: Path) -> None:
@@ -413,9 +414,9 @@ def test_the_model_learns_both_ways(shapes: str, tmp_path: Path) -> None:
     result = train(settings, tmp_path)
     records = [json.loads(line) for line in result.metrics.read_text(encoding="utf-8").splitlines()]
     start, end = records[0], records[-1]
-    assert start["loss_text"] > math.log(150)
-    assert end["val_text"] < 0.8  # "a red square": the colour and the shape are to be read from the image
-    assert end["val_image"] < 0.4
+    assert start["loss/text"] > math.log(150)
+    assert end["val/text"] < 0.8  # "a red square": the colour and the shape are to be read from the image
+    assert end["val/latents"] < 0.4
     checkpoint = open_checkpoint(result.checkpoint)
     model, words = checkpoint.model(), checkpoint.tokenizer
     pairs = [(color, shape) for color in ("red", "green", "blue", "black") for shape in ("square", "bar")]

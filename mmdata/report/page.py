@@ -115,15 +115,15 @@ def curves_html(metrics: Path) -> str:
     """Return the training curves of a `metrics.jsonl`: each loss, with its held-out value."""
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     pairs = (
-        ("text, nats a token", "loss_text", "val_text"),
-        ("image, squared error of the velocity", "loss_image", "val_image"),
+        ("text, nats a token", "loss/text", "val/text"),
+        ("image, squared error of the velocity", "loss/latents", "val/latents"),
     )
     return "".join(_curve(records, *pair) for pair in pairs)
 
 
 def _curve(records: list[dict[str, float]], label: str, train: str, held_out: str) -> str:
     width, height = 520, 220
-    lines = {name: [(r["step"], r[name]) for r in records if name in r] for name in (train, held_out)}
+    lines = {name: [(r["step"], r[name]) for r in records if r.get(name) is not None] for name in (train, held_out)}
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""

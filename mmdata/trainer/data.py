@@ -1,5 +1,6 @@
 """From a corpus to packed batches: the tokenizer, token counts, and the loader over them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmdata.loader import Loader, Options, part_of, read_sample
@@ -7,6 +8,7 @@ from mmdata.shards import Corpus, open_corpus
 from mmdata.text import Tokenizer, train_tokenizer
 from mmdata.trainer.batch import Batch, collate
 from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.dist import World
 from mmdata.trainer.sequence import Sequencer, Tokens
 
 
@@ -17,6 +19,7 @@ class Data:
     config: TrainConfig
     corpus: Corpus
     tokenizer: Tokenizer
+    world: World
 
     @property
     def sequencer(self) -> Sequencer:
@@ -24,8 +27,13 @@ class Data:
         return Sequencer(self.config, self.tokenizer)
 
     def loader(self) -> Loader[Tokens]:
-        """Return the loader of the training split."""
-        return self._loader(self.config.split, self.config.optim.rows)
+        """Return the loader of this rank's rows of the training split."""
+        return self._loader(self.config.split, self.config.optim.rows, self.world)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of what training reads, by name: a checkpoint belongs to them."""
+        return {"corpus": self.corpus.digest, "tokenizer": self.tokenizer.digest}
 
     def batch(self, rows: list[list[Tokens]]) -> Batch:
         """Pack rows as the config's mask wants them."""
@@ -34,32 +42,40 @@ class Data:
             bidirectional=self.config.mask == "span_bidir", isolated=self.config.noise_isolated,
         )  # fmt: skip
 
-    def validation(self) -> Batch | None:
-        """Return the validation split as one batch, the same at every call; null when there is none."""
+    def validation(self) -> Iterator[list[list[Tokens]]]:
+        """Return the rows of the validation split, in micro-batches, the same at every call and on every rank."""
         if self.config.val_split is None or self.config.val_split not in self.corpus.splits:
-            return None
+            return
         if not part_of(self.corpus, self.config.val_split).num:
-            return None
-        with self._loader(self.config.val_split, 1, epochs=1) as loader:
-            return self.batch([list(row) for batch in loader for row in batch.rows])
+            return
+        with self._loader(self.config.val_split, self.config.optim.micro_rows, World(), epochs=1) as loader:
+            for batch in loader:
+                yield [list(row) for row in batch.rows]
 
-    def _loader(self, split: str, rows: int, epochs: int | None = None) -> Loader[Tokens]:
+    def _loader(self, split: str, rows: int, world: World, epochs: int | None = None) -> Loader[Tokens]:
         options = Options(
             split=split,
             batch_size=rows,
             row_tokens=self.config.layout.row_tokens,
             seed=self.config.seed,
             epochs=epochs,
-            threads=1,
+            threads=self.config.loader_threads,
+            rank=world.rank,
+            world=world.size,
         )
         return Loader(self.corpus, options=options, transform=self.sequencer, lengths=self.sequencer.counts())
 
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Data:
-    """Open the corpus of a config; a tokenizer is trained on its captions unless one is given."""
-    corpus = open_corpus(config.corpus)
+def open_data(config: TrainConfig, world: World, tokenizer: Tokenizer | None = None) -> Data:
+    """Open the corpus of a config; the first rank trains a tokenizer on its captions unless one is given."""
+    corpus = world.together(lambda: open_corpus(config.corpus))
     if tokenizer is None:
-        part = part_of(corpus, config.split)
-        samples = (read_sample(corpus, index) for index in range(part.first, part.first + part.num))
-        tokenizer = train_tokenizer((text for sample in samples for text in sample.texts), config.text.vocab)
-    return Data(config, corpus, tokenizer)
+        told = world.gather(lambda: _trained(config, corpus).data if world.first else None)
+        tokenizer = Tokenizer(told[0])
+    return Data(config, corpus, tokenizer, world)
+
+
+def _trained(config: TrainConfig, corpus: Corpus) -> Tokenizer:
+    part = part_of(corpus, config.split)
+    samples = (read_sample(corpus, index) for index in range(part.first, part.first + part.num))
+    return train_tokenizer((text for sample in samples for text in sample.texts), config.text.vocab)

@@ -1,25 +1,33 @@
-"""The training loop, on one screen; around it what one step needs, and the log."""
+"""The training loop, on one screen; around it what one step needs.
 
-import json
+A step's losses are sums over the tokens of all micro-batches on all ranks, divided by counts that are known before the first
+backward pass: neither the number of ranks nor that of micro-batches changes them.
+"""
+
 import math
-import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmdata.errors import ConfigError, RunError
+from mmdata.errors import ConfigError, RunError, did_you_mean, first_line
 from mmdata.trainer.batch import Batch
-from mmdata.trainer.checkpoint import Checkpoint, latest, load_optimizer, save
+from mmdata.trainer.checkpoint import Checkpoint, check_same, latest, name_of, save
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.data import Data, open_data
+from mmdata.trainer.dist import World, clip, gathered, gradients, joined, local, put, rest, share
+from mmdata.trainer.ema import Ema
+from mmdata.trainer.flops import active_parameters, peak_flops, step_flops
+from mmdata.trainer.log import METRICS, Log
 from mmdata.trainer.model import Transformer
-from mmdata.trainer.objectives import loss_sums, weighted
-
-LINE_S = 10.0
+from mmdata.trainer.objectives import is_low, loss_sums
+from mmdata.trainer.optim import learning_rate, load_state, make_optimizer, state_of
+from mmdata.trainer.sequence import Tokens
 
 
 @dataclass(frozen=True)
@@ -32,161 +40,262 @@ class TrainResult:
 
 
 def train(config: TrainConfig, out: Path) -> TrainResult:
-    """Train until `optim.steps`; resume from the newest whole checkpoint in `out`."""
+    """Train until `optim.steps`; resume from the newest whole checkpoint in `out`. Under torchrun, as one of its ranks."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    found = latest(out)
-    run = _Run(config, out, found)
-    metrics = out / "metrics.jsonl"
-    if run.step == config.optim.steps and found is not None:
-        return TrainResult(run.step, found.path, metrics)
-    with _Log(metrics, run.step, config.optim.steps) as log:
-        while run.step < config.optim.steps:
-            batch = run.next_batch()
-            record = run.update(batch)
-            if run.step % config.eval_every == 0 or run.step == config.optim.steps:
-                record |= run.validate()
-            log.write(record)
-            if run.step % config.checkpoint_every == 0 or run.step == config.optim.steps:
-                path = run.save()
-    run.loader.close()
-    return TrainResult(run.step, path, metrics)
+    with joined(config) as world:
+        run = _Run(config, out, world)
+        path, total = out / name_of(run.step), config.optim.steps
+        if run.step < total:
+            with Log(out, run.step, total, writes=world.first) as log:
+                while run.step < total:
+                    record = run.update()
+                    found = run.validate() if run.step % config.eval_every == 0 or run.step == total else {}
+                    log.write(record | found)
+                    if run.step % config.checkpoint_every == 0 or run.step == total:
+                        log.sync()
+                        path = run.save(found)
+        run.loader.close()
+    return TrainResult(run.step, path, out / METRICS)
+
+
+@dataclass
+class _Counters:
+    """What adds up over a run, all ranks together."""
+
+    tokens: int = 0
+    samples: int = 0
+    flops: float = 0.0
+    skipped: int = 0
+    skips_in_a_row: int = 0
 
 
 class _Run:
     """Everything that changes while training."""
 
-    def __init__(self, config: TrainConfig, out: Path, found: Checkpoint | None) -> None:
-        self.config, self.out = config, out
-        if found is not None and found.config.digest != config.digest:
-            raise ConfigError(f"{found.path} was trained with another config", hint="use another --out, or the same config")
-        self.data: Data = open_data(config, found.tokenizer if found else None)
-        self.loader = self.data.loader()
+    def __init__(self, config: TrainConfig, out: Path, world: World) -> None:
+        self.config, self.out, self.world = config, out, world
+        found = _found(out, world)
+        self.data: Data = open_data(config, world, found.tokenizer if found else None)
+        if found is not None:
+            check_same(found, config, self.data.identity)
+        self.loader = world.in_turn(self.data.loader)
         torch.manual_seed(config.seed)
-        self.model = Transformer(config, self.data.tokenizer.size)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-            weight_decay=config.optim.weight_decay,
-        )
-        self.ema = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.held_out = self.data.validation()
-        self.step = self.tokens = 0
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.model = Transformer(config, self.data.tokenizer.size).to(world.device, self.dtype)
+        self.active = active_parameters(self.model)
+        self.shared = share(Objective(self.model), list(self.model.blocks), config, world)
+        self.optimizer = make_optimizer(self.model, config.optim)
+        self.ema = Ema(self.model, config.optim.ema)
+        self.held_out = world.together(self._held_out)
+        self.peak = peak_flops(config, world.device, low=is_low(config.precision, world.device.type))
+        self.step, self.counters, self.waited = 0, _Counters(), 0.0
         if found is not None:
             self._resume(found)
 
     def _resume(self, found: Checkpoint) -> None:
-        self.model.load_state_dict(found.model(ema=False).state_dict())
-        self.ema = {name: value.clone() for name, value in found.model().state_dict().items()}
-        load_optimizer(found, self.optimizer, self.model)
+        weights = found.tensors("model")
+        for name, tensor in self.model.state_dict().items():
+            put(tensor, weights[name])
+        self.ema.load(found.tensors("ema"))
+        load_state(self.optimizer, self.model, found.tensors("optim"))
         self.loader.restore(found.state["loader"])
-        self.step, self.tokens = found.step, int(found.state["tokens"])
+        self.step, self.counters = found.step, _Counters(**found.state["counters"])
 
-    def next_batch(self) -> Batch:
-        return self.data.batch([list(row) for row in next(self.loader).rows])
+    def _held_out(self) -> list[tuple[Batch, bool]]:
+        """Return this rank's micro-batches of the validation split, as many as any rank has: those to spare do not count."""
+        found = [self.data.batch(rows) for rows in self.data.validation()]
+        rounds = range(self.world.rank, -(-len(found) // self.world.size) * self.world.size, self.world.size)
+        return [(found[min(number, len(found) - 1)], number < len(found)) for number in rounds]
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        """Do one optimizer step over all micro-batches, with losses over the counts of the whole step."""
-        optim, num_text, num_image = self.config.optim, batch.num_text, batch.num_image
-        lr = learning_rate(self.config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        text = image = torch.zeros(())
-        for start in range(0, optim.rows, optim.micro_rows):
-            sums = loss_sums(self.model, batch.rows(start, start + optim.micro_rows))
-            weighted(sums, num_text, num_image, self.config).backward()  # type: ignore[no-untyped-call]
-            text, image = text + sums.text.detach(), image + sums.image.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
-        if not math.isfinite(float(norm)):
-            raise RunError(f"step {self.step}: the gradient is not finite", hint="lower `optim.lr`, or raise `optim.warmup`")
-        self.optimizer.step()
-        self._average()
+    def update(self) -> dict[str, float | None]:
+        """Do one optimizer step."""
+        started, optim = time.perf_counter(), self.config.optim
+        with self._memory():
+            micro, counts = self._read()
+            self.optimizer.zero_grad(set_to_none=True)
+            sums = self._backward(micro, counts)
+            norm = clip(self._learnt(), optim.clip)
+        self._apply(sums, norm)
         self.step += 1
-        used = int((batch.target_BL.new_tensor(1) * (batch.mask_BLL.sum(-1) > 1)).sum())
-        self.tokens += used
+        counters, seconds = self.counters, time.perf_counter() - started
+        flops = step_flops({"any": counts["used"]}, {"any": self.active}, self.config.model, counts["pairs"])
+        counters.tokens, counters.samples = counters.tokens + int(counts["used"]), counters.samples + int(counts["samples"])
+        counters.flops += flops
+        losses = {f"loss/{name}": sums[name] / max(counts[OVER.get(name, name)], 1) for name in sums}
         return {
-            "step": self.step, "loss_text": float(text) / max(num_text, 1), "loss_image": float(image) / max(num_image, 1),
-            "lr": lr, "grad_norm": float(norm), "tokens": self.tokens, "padding": 1 - used / batch.ids_BL.numel(),
+            "step": self.step, **losses, "lr": learning_rate(optim, self.step - 1), "grad_norm": norm,
+            "ema_gap": self.ema.gap(), "tokens": counters.tokens, "samples": counters.samples, "flops": counters.flops,
+            "skipped": counters.skipped, "padding": 1 - counts["used"] / counts["places"],
+            "loader_wait": round(counts["wait"] / self.world.size / seconds, 4),
+            "tokens_per_s": round(counts["used"] / seconds, 1),
+            "mfu": round(flops / seconds / self.world.size / self.peak, 4) if self.peak else None,
         }  # fmt: skip
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        # A young average follows closely, so that it does not remember the initial weights.
-        decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
-        state = self.model.state_dict()
-        for name, value in self.ema.items():
-            value.lerp_(state[name], 1 - decay)
+    def _read(self) -> tuple[list[Batch], dict[str, float]]:
+        """Return this rank's micro-batches of the next step, and the counts of the step over all ranks."""
+        micro: list[Batch] = []
+
+        def own() -> dict[str, float]:
+            rows = [list(row) for row in next(self.loader).rows]
+            size = self.config.optim.micro_rows
+            micro.extend(self.data.batch(rows[start : start + size]) for start in range(0, len(rows), size))
+            waited, self.waited = self.waited, self.loader.stats().wait_s
+            return _added([*map(batch_counts, micro), self._measures(rows, micro), {"wait": self.waited - waited}])
+
+        return micro, _added(self.world.gather(own))
+
+    def _measures(self, rows: list[list[Tokens]], micro: list[Batch]) -> dict[str, float]:
+        return {
+            "used": sum(len(tokens) for row in rows for tokens in row), "samples": sum(len(row) for row in rows),
+            "places": len(rows) * self.config.layout.row_tokens, "pairs": sum(map(allowed_pairs, micro)),
+        }  # fmt: skip
+
+    def _backward(self, micro: list[Batch], counts: Mapping[str, float]) -> dict[str, float]:
+        """Add up the gradients of all micro-batches; return the sums of losses over all ranks."""
+        totals: dict[str, Tensor] = {}
+        for number, batch in enumerate(micro):
+            with gradients(self.shared, last=number == len(micro) - 1):
+                sums = self.shared(placed(batch, self.world.device, self.dtype))
+                # Ranks exchange the mean of their gradients, and the sum is wanted.
+                loss = combined(sums, counts, self.config) * self.world.size
+                loss.backward()
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0) + value.detach()
+        return self.world.sum({name: float(value) for name, value in totals.items()})
+
+    def _apply(self, sums: Mapping[str, float], norm: float) -> None:
+        """Change the weights, unless something is not finite: all ranks see the same numbers, and do the same."""
+        wrong = [f"the loss `{name}`" for name, value in sums.items() if not math.isfinite(value)]
+        wrong += [] if math.isfinite(norm) else [f"the gradient of {self._not_finite()}"]
+        counters, optim = self.counters, self.config.optim
+        if not wrong:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(optim, self.step)
+            self.optimizer.step()
+            self.ema.update(self.step)
+            counters.skips_in_a_row = 0
+            return
+        counters.skipped, counters.skips_in_a_row = counters.skipped + 1, counters.skips_in_a_row + 1
+        if optim.nonfinite == "skip" and counters.skips_in_a_row <= optim.max_skips:
+            return
+        often = f", {counters.skips_in_a_row} steps in a row" if optim.nonfinite == "skip" else ""
+        raise RunError(
+            f"step {self.step + 1}: {' and '.join(wrong)} is not finite{often}; the last checkpoint stays",
+            hint="lower `optim.lr`, raise `optim.warmup`, or use a wider `precision`; `optim.nonfinite: skip` passes steps over",
+        )
+
+    def _not_finite(self) -> str:
+        """Name the parameters whose gradient is not finite, over all shards."""
+        named = ((name, parameter.grad) for name, parameter in self.model.named_parameters() if parameter.grad is not None)
+        told = self.world.gather(lambda: [name for name, grad in named if not bool(local(grad).isfinite().all())])
+        names = sorted({name for part in told for name in part})
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"`{names[0]}`{more}" if names else "all weights together"
+
+    def _learnt(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the losses of the averaged weights on the held-out split, with the same noise every time."""
-        if self.held_out is None:
+        if not self.held_out:
             return {}
-        live = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema)
-        text = image = 0.0
-        rows = self.config.optim.micro_rows
-        for start in range(0, len(self.held_out.ids_BL), rows):
-            sums = loss_sums(self.model, self.held_out.rows(start, start + rows))
-            text, image = text + float(sums.text), image + float(sums.image)
-        self.model.load_state_dict(live)
-        return {"val_text": text / max(self.held_out.num_text, 1), "val_image": image / max(self.held_out.num_image, 1)}
+        parts: list[dict[str, float]] = []
+        with self.ema.applied(), self._memory():
+            for batch, counted in self.held_out:
+                sums = self.shared(placed(batch, self.world.device, self.dtype))
+                if counted:
+                    parts.append({f"sum {name}": float(value) for name, value in sums.items()} | batch_counts(batch))
+            rest(self.shared)
+        totals = self.world.sum(_added(parts))
+        sums = {name: totals[f"sum {name}"] for name in sums}
+        found = {f"val/{name}": value / max(totals[OVER.get(name, name)], 1) for name, value in sums.items() if name not in OVER}
+        return found | {"val/loss": float(combined(sums, totals, self.config))}
 
-    def save(self) -> Path:
-        state = {
-            "step": self.step, "tokens": self.tokens, "loader": self.loader.state().to_json(),
-            "config": self.config.model_dump(mode="json"), "corpus": self.data.corpus.digest,
+    def save(self, figures: Mapping[str, float]) -> Path:
+        """Write a checkpoint; `figures` are those of an evaluation at this step, if there was one."""
+        metric = self.config.keep.metric
+        if figures and self.config.keep.best and metric not in figures:
+            raise ConfigError(f"`keep.metric` {metric} is no figure of the evaluation", hint=did_you_mean(metric, figures))
+        state: dict[str, Any] = {
+            "step": self.step, "counters": vars(self.counters), "loader": self.loader.state().to_json(), "metrics": dict(figures),
+            "config": self.config.model_dump(mode="json"), "identity": self.data.identity,
         }  # fmt: skip
-        ema: dict[str, Tensor] = {name: value.contiguous() for name, value in self.ema.items()}
-        return save(self.out, state, self.model, ema, self.optimizer, self.data.tokenizer)
+        parts = {"model": self.model.state_dict(), "ema": self.ema.tensors, "optim": state_of(self.optimizer, self.model)}
+        tensors = {part: gathered(values, self.world) for part, values in parts.items()}
+
+        def write() -> None:
+            if self.world.first:
+                save(self.out, state, tensors, self.data.tokenizer, self.config.keep)
+
+        self.world.together(write)
+        return self.out / name_of(self.step)
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Say what to do when memory is out."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            rows, length = self.config.optim.micro_rows, self.config.layout.row_tokens
+            lower = f"lower `optim.micro_rows` (now {rows})" if rows > 1 else "lower `layout.row_tokens`"
+            raise RunError(
+                f"step {self.step + 1}: out of memory on a micro-batch of {rows} rows of {length} tokens: {first_line(error)}",
+                hint=f"{lower}, or set `activation_checkpointing: true`: the same command goes on from the last checkpoint",
+            ) from error
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to a tenth, or constant."""
-    optim = config.optim
-    if step < optim.warmup:
-        return optim.lr * (step + 1) / optim.warmup
-    if optim.schedule == "constant":
-        return optim.lr
-    share = (step - optim.warmup) / max(optim.steps - optim.warmup, 1)
-    return optim.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
+class Objective(nn.Module):
+    """What ranks share: from a micro-batch to the sums of its losses, by name."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the sums of a micro-batch's losses."""
+        sums = loss_sums(self.model, batch)
+        return {"text": sums.text, "z": sums.z, "latents": sums.image}
 
 
-class _Log:
-    """`metrics.jsonl`, cut back to the step that training resumes from, and a line every 10 s."""
+OVER = {"z": "text"}  # the family whose tokens a loss without tokens of its own is divided by
 
-    def __init__(self, path: Path, step: int, total: int) -> None:
-        self.path, self.first, self.total = path, step, total
-        self.started = self.last = time.monotonic()
-        self.first_tokens: float | None = None
 
-    def __enter__(self) -> "_Log":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        old = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in old if json.loads(line)["step"] <= self.first]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.file: TextIO = self.path.open("a", encoding="utf-8")
-        return self
+def batch_counts(batch: Batch) -> dict[str, float]:
+    """Return how many tokens of each family have a loss."""
+    return {"text": batch.num_text, "latents": batch.num_image}
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
 
-    def write(self, record: dict[str, float]) -> None:
-        now = time.monotonic()
-        seconds = now - self.started
-        self.first_tokens = record["tokens"] if self.first_tokens is None else self.first_tokens
-        rate = (record["tokens"] - self.first_tokens) / seconds
-        self.file.write(json.dumps({**record, "tokens_per_s": round(rate, 1)}) + "\n")
-        self.file.flush()
-        if now - self.last >= LINE_S or record["step"] == self.total:
-            self.last = now
-            done = record["step"] - self.first
-            left = seconds / done * (self.total - record["step"])
-            status = {"step": record["step"], "of": self.total, "tokens_per_s": round(rate, 1), "seconds_left": round(left, 1)}
-            (self.path.parent / "status.json").write_text(json.dumps(status), encoding="utf-8")
-            sys.stderr.write(
-                f"train: step {record['step']:.0f} of {self.total} ({record['step'] / self.total:.0%}), text "
-                f"{record['loss_text']:.3f}, image {record['loss_image']:.4f}, {rate:,.0f} tokens/s, {left:.0f} s left\n"
-            )
+def combined(sums: Mapping[str, Any], counts: Mapping[str, float], config: TrainConfig) -> Any:  # noqa: ANN401 - as the sums
+    """Return the weighted loss of sums, tensors or numbers, over the counts of a whole step."""
+    weights = {"text": config.loss.text, "z": config.loss.z_loss, "latents": config.loss.image}
+    return sum(weights[name] * value / max(counts[OVER.get(name, name)], 1) for name, value in sums.items())
+
+
+def placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Return a batch on a device, its numbers in a precision."""
+    moved = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in vars(batch).items()}
+    return Batch(**moved)
+
+
+def allowed_pairs(batch: Batch) -> int:
+    """Return how many pairs of tokens the mask allows."""
+    return int(batch.mask_BLL.sum())
+
+
+def _found(out: Path, world: World) -> Checkpoint | None:
+    """Return the newest whole checkpoint, which all ranks must see."""
+    found = world.together(lambda: latest(out))
+    steps = world.gather(lambda: found.step if found else None)
+    if len(set(steps)) > 1:
+        hint = "use a folder that all ranks share under one path"
+        raise RunError(f"{out}: ranks see different checkpoints: {', '.join(map(str, steps))}", hint=hint)
+    return found
+
+
+def _added(parts: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0) for part in parts) for name in names}

@@ -217,7 +217,7 @@ class Tags(HTMLParser):
 def test_T07_a_page_runs_nothing_of_what_it_shows(tmp_path: Path, gradient: np.ndarray) -> None:
     def page(text: str, name: str) -> str:
         funnel: dict[str, object] = {"rows_in": 2, "made_by_splits": 0, "kept": 1}
-        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss_text": 1.0}\n', encoding="utf-8")
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/text": 1.0}\n', encoding="utf-8")
         sections = [
             Section(text, funnel_html(funnel, [(text, text, 1)])), Section(text, cards_html([Card(gradient, text)])),
             Section(text, table_html((text, "b"), [(text, 1), (text, None)])),
