@@ -22,19 +22,17 @@ class Ema:
         """Follow the model, after `step` steps."""
         # A young average follows closely, so that it does not remember the initial weights.
         decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(*self._lists(), 1 - decay)
         for ours, theirs in self._pairs():
-            if ours.is_floating_point():
-                ours.lerp_(theirs, 1 - decay)
-            else:
+            if not ours.is_floating_point():
                 ours.copy_(theirs)
 
     @torch.no_grad()
     def gap(self) -> float:
         """Return how far the average is from the model, as a share of the model's norm."""
-        squares = torch.zeros(2, dtype=torch.float64, device=next(self.model.parameters()).device)
-        for ours, theirs in self._pairs():
-            if ours.is_floating_point():
-                squares += torch.stack([(ours - theirs).square().sum(), theirs.square().sum()]).double()
+        ours, theirs = self._lists()
+        norms = [torch.stack(torch._foreach_norm(part)).double() for part in (torch._foreach_sub(ours, theirs), theirs)]
+        squares = torch.stack(norms).square().sum(-1)
         if any(isinstance(tensor, DTensor) for tensor in self.tensors.values()):
             distributed.all_reduce(squares)
         apart, norm = squares.sqrt().tolist()
@@ -59,6 +57,11 @@ class Ema:
             with torch.no_grad():
                 for (_, theirs), value in zip(self._pairs(), live, strict=True):
                     theirs.copy_(value)
+
+    def _lists(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the average and the model, as far as they are numbers with a fraction."""
+        pairs = [(ours, theirs) for ours, theirs in self._pairs() if ours.is_floating_point()]
+        return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         live = self.model.state_dict()

@@ -37,6 +37,7 @@ class TrainResult:
     step: int
     checkpoint: Path
     metrics: Path
+    rank: int = 0
 
 
 def train(config: TrainConfig, out: Path) -> TrainResult:
@@ -56,7 +57,7 @@ def train(config: TrainConfig, out: Path) -> TrainResult:
                         log.sync()
                         path = run.save(found)
         run.loader.close()
-    return TrainResult(run.step, path, out / METRICS)
+    return TrainResult(run.step, path, out / METRICS, world.rank)
 
 
 @dataclass
@@ -166,8 +167,8 @@ class _Run:
 
     def _apply(self, sums: Mapping[str, float], norm: float) -> None:
         """Change the weights, unless something is not finite: all ranks see the same numbers, and do the same."""
-        wrong = [f"the loss `{name}`" for name, value in sums.items() if not math.isfinite(value)]
-        wrong += [] if math.isfinite(norm) else [f"the gradient of {self._not_finite()}"]
+        wrong = [f"loss `{name}`" for name, value in sums.items() if not math.isfinite(value)]
+        wrong += [] if math.isfinite(norm) else [f"gradient of {self._not_finite()}"]
         counters, optim = self.counters, self.config.optim
         if not wrong:
             for group in self.optimizer.param_groups:
@@ -181,7 +182,7 @@ class _Run:
             return
         often = f", {counters.skips_in_a_row} steps in a row" if optim.nonfinite == "skip" else ""
         raise RunError(
-            f"step {self.step + 1}: {' and '.join(wrong)} is not finite{often}; the last checkpoint stays",
+            f"step {self.step + 1}: not finite{often}: {', '.join(wrong)}; the last checkpoint stays",
             hint="lower `optim.lr`, raise `optim.warmup`, or use a wider `precision`; `optim.nonfinite: skip` passes steps over",
         )
 
