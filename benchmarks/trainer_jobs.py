@@ -57,7 +57,8 @@ def ours(options: dict[str, Any], ids_RT: np.ndarray, images_RNHWC: np.ndarray) 
     model = Transformer(config, encoders.sizes).to(device)
 
     def loss_of(num: int) -> Tensor:
-        return weighted(loss_sums(model, moved[num], encoders), counts_of([moved[num]]), config)
+        loss: Tensor = weighted(loss_sums(model, moved[num], encoders).named, counts_of([moved[num]]), config)
+        return loss
 
     return model, loss_of, facts
 

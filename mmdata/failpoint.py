@@ -41,6 +41,7 @@ TRAINING_STEPS = {
     "settle": "its bytes reach the disk",
     "aside": "a damaged checkpoint of the same step is removed",
     "rename": "the checkpoint appears under its own name",
+    "drop": "one that is no longer kept is removed",
 }
 POINTS, TRAINING_POINTS = (
     tuple(f"{when}-{name}" for name in steps for when in ("before", "after")) for steps in (STEPS, TRAINING_STEPS)

@@ -106,7 +106,7 @@ def compare(node: str, run: str, mine: View, theirs: View, *, token: bool) -> No
 def answer(task: Task, must: View) -> TaskReport | MmdataError:
     """Do a task. Errors are values: they keep their type, and a text of bounded length, that way."""
     try:
-        _check_self(task.job.run, must.nonce, tuple(must.versions.items()), must.token)
+        check_self(task.job.run, must)
         return run_task(task)
     except MmdataError as error:
         error.message = error.message[:_TEXT]
@@ -120,6 +120,11 @@ def brief(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     text = text if len(text) <= _TEXT else f"{text[: _TEXT // 2]} ... {text[-_TEXT // 2 :]}"
     return f"{type(error).__name__}: {text}"
+
+
+def check_self(run: str, must: View) -> None:
+    """Refuse this worker's own node, once a worker, where it does not see what it must."""
+    _check_self(run, must.nonce, tuple(must.versions.items()), must.token)
 
 
 @cache

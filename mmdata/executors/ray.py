@@ -23,10 +23,12 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from mmdata.engine.task import Task, TaskReport
 from mmdata.errors import MmdataError, PartitionError, RunError
+from mmdata.executors.gang import Work, environment, free_port, serve
 from mmdata.executors.nodes import (
     View,
     answer,
@@ -56,6 +58,16 @@ class _Actor:
 
     def run(self, task: Task, view: View) -> TaskReport | MmdataError:
         return answer(task, view)
+
+
+class _Rank:
+    """A worker that is one of several which work together."""
+
+    def place(self) -> tuple[str, int]:
+        return ray.util.get_node_ip_address(), free_port()
+
+    def run(self, work: Work, environ: dict[str, str]) -> Any:  # noqa: ANN401 - what the work returns
+        return serve(work, environ)
 
 
 @dataclass(eq=False)
@@ -128,6 +140,61 @@ class RayExecutor:
             timer = threading.Timer(_STOP_S, self._settle, (flight, error))
             timer.daemon = True
             timer.start()
+
+    def launch(
+        self, call: Callable[..., Any], arguments: tuple[Any, ...], folder: str, gpus: int | None, beat: Callable[[], None]
+    ) -> Any:  # noqa: ANN401 - what the call returns
+        """Call a function on as many ranks as there are workers, with torchrun's variables; return the first rank's result.
+
+        folder  every node must read and write it      gpus  of each rank; null = one, where the cluster has enough
+        beat    is called every few seconds meanwhile
+
+        The first error, or the loss of a worker, ends them all.
+        """
+        work = Work(call, arguments, folder, self._check_nodes(folder))
+        gpus = int(self._total("GPU") >= self.slots) if gpus is None else gpus
+        group = placement_group([{"CPU": 1, **({"GPU": gpus} if gpus else {})}] * self.slots)
+        actors: list[Any] = []
+        try:
+            self._await_room(group, gpus)
+            strategy = PlacementGroupSchedulingStrategy(group)
+            kind = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=1, num_gpus=gpus)(_Rank)
+            actors += [kind.options(scheduling_strategy=strategy).remote() for _ in range(self.slots)]
+            return self._follow_ranks(actors, work, beat)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+            remove_placement_group(group)
+
+    def _await_room(self, group: Any, gpus: int) -> None:  # noqa: ANN401 - Ray's handle
+        try:
+            ray.get(group.ready(), timeout=_NODE_S)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RunError(
+                f"the Ray cluster at {self.address} has no room for {self.slots} ranks, each of 1 CPU and {gpus} GPUs",
+                hint="start with fewer workers, or when others have ended",
+            ) from error
+
+    def _follow_ranks(self, actors: list[Any], work: Work, beat: Callable[[], None]) -> Any:  # noqa: ANN401
+        try:
+            host, port = ray.get(actors[0].place.remote(), timeout=_NODE_S)
+            told = (environment(rank, len(actors), host, port) for rank in range(len(actors)))
+            refs = [actor.run.remote(work, environ) for actor, environ in zip(actors, told, strict=True)]
+            waiting, first = list(refs), None
+            while waiting:
+                if self._gone is not None:
+                    raise self._gone
+                ready, waiting = ray.wait(waiting, timeout=_BEAT_S)
+                beat()
+                for ref in ready:
+                    outcome = ray.get(ref, timeout=_NODE_S)
+                    if isinstance(outcome, MmdataError):
+                        raise outcome
+                    first = outcome if ref == refs[0] else first
+        except ray.exceptions.RayError as error:
+            hint = "the same command goes on from what was done"
+            raise RunError(f"a rank's worker was lost: {brief(error)}", hint=hint) from error
+        return first
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""

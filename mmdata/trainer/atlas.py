@@ -25,7 +25,7 @@ from mmdata.config import Model, build, read_yaml
 from mmdata.errors import RunError
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.data import open_data
-from mmdata.trainer.flops import step_flops
+from mmdata.trainer.flops import active_parameters, step_flops
 from mmdata.trainer.metrics import Estimate, student
 from mmdata.trainer.model import Transformer
 
@@ -120,7 +120,9 @@ class Seen:
 _TRANSFUSION, _MOT, _MOMA, _UNIDISC = "arXiv 2408.11039", "arXiv 2411.04996", "arXiv 2407.21770", "arXiv 2503.20853"
 CLAIMS = (
     Claim("images by diffusion beat codes, generating", _TRANSFUSION, ("transfusion", "dense"), ("ar", "dense"), GENERATION),
-    Claim("images by diffusion beat codes, understanding", _TRANSFUSION, ("transfusion", "dense"), ("ar", "dense"), UNDERSTANDING),
+    Claim(
+        "images by diffusion beat codes, understanding", _TRANSFUSION, ("transfusion", "dense"), ("ar", "dense"), UNDERSTANDING
+    ),
     Claim("towers beat one tower, over codes", _MOT, ("ar", "mot"), ("ar", "dense"), GENERATION),
     Claim("towers beat one tower, with diffusion", _MOT, ("transfusion", "mot"), ("transfusion", "dense"), GENERATION),
     Claim("experts beat a dense layer, over codes", _MOMA, ("ar", "moe"), ("ar", "dense"), GENERATION),
@@ -163,7 +165,9 @@ def claims_seen(runs: Sequence[CellRun], split: str = "val") -> list[Seen]:
     values = {(run.objective, run.share, run.seed): run.figures for run in runs}
     found = []
     for claim in CLAIMS:
-        seeds = sorted({seed for *cell, seed in values if tuple(cell) == claim.better} & {s for *c, s in values if tuple(c) == claim.worse})
+        seeds = sorted(
+            {seed for *cell, seed in values if tuple(cell) == claim.better} & {s for *c, s in values if tuple(c) == claim.worse}
+        )
         name = f"{split}/{claim.figure}"
         pairs = [(values[(*claim.better, seed)].get(name), values[(*claim.worse, seed)].get(name)) for seed in seeds]
         apart = np.array([better - worse for better, worse in pairs if better is not None and worse is not None])
@@ -178,7 +182,9 @@ def _step_cost(config: TrainConfig) -> float:
     model = Transformer(config, data.encoders.sizes)
     with data.loader() as loader:
         batches = [data.batch([list(row) for row in batch.rows]) for batch, _ in zip(loader, range(PROBED), strict=False)]
-    return sum(step_flops(model, batch) for batch in batches) / len(batches)
+    active = active_parameters(model)
+    costs = [step_flops(batch.kinds, active, config.model, batch.pairs) for batch in batches]
+    return sum(costs) / len(costs)
 
 
 def _train(atlas: AtlasConfig, out: Path, objective: str, share: str, seed: int, steps: int) -> CellRun:
@@ -197,7 +203,7 @@ def _train(atlas: AtlasConfig, out: Path, objective: str, share: str, seed: int,
     figures = {name: value for name, value in record.items() if name.startswith(("val/", "seen/"))}
     run = CellRun(
         objective, share, seed, steps, figures, record["flops"], record["samples"], record["seconds"], memory_mib,
-        int(record["parameters"]),
+        int(json.loads((home / "status.json").read_text(encoding="utf-8"))["parameters"]),
     )  # fmt: skip
     done.write_text(json.dumps({"digest": config.digest, "run": asdict(run)}), encoding="utf-8")
     return run
@@ -218,10 +224,9 @@ def _run(config: Path, home: Path) -> float:
 
 def _last(metrics: Path) -> dict[str, Any]:
     """Return the last line of a log, with figures of its last evaluation, and the seconds of all steps."""
-    found: dict[str, Any] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        found |= json.loads(line)
-    return found
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, Any] = {name: value for line in lines for name, value in line.items()}
+    return found | {"seconds": sum(line["seconds"] for line in lines)}
 
 
 def _told(run: CellRun) -> list[str]:

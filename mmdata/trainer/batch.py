@@ -39,6 +39,7 @@ class Batch:
     predict_M    flat places that predict an id       aim_M      flat places whose id it is
     level_M      share of masks where it is predicted source_M   number of the sample's source, in `sources`
     counts       of all tokens of a family that its loss is divided by
+    kinds        tokens of text, and of images            pairs      pairs of tokens of which one sees the other
     """
 
     ids_BL: Tensor
@@ -62,7 +63,13 @@ class Batch:
     source_BL: Tensor
     sources: tuple[str, ...]
     counts: dict[str, int]
-    used: int
+    kinds: dict[str, int]
+    pairs: int
+
+    @property
+    def used(self) -> int:
+        """Tokens that are no padding."""
+        return sum(self.kinds.values())
 
     def to(self, device: str | torch.device) -> Self:
         """Return itself on a device."""
@@ -133,7 +140,8 @@ class _Packer:
             predict_M=_int(predict), aim_M=_int(aim_BL.reshape(-1)[predict]),
             weight_BL=torch.from_numpy(whole["weight"]), source_BL=_int(source_BL), sources=sources,
             counts={family: sum(tokens.counts[family] for tokens in flat) for family in FAMILIES},
-            used=sum(len(tokens) for tokens in flat),
+            kinds={"text": int(((kind == TEXT) & (doc_BL.reshape(-1) != PADDING_DOC)).sum()), "image": int((kind != TEXT).sum())},
+            pairs=sum(tokens.pairs for tokens in flat),
         )  # fmt: skip
 
     def _places(self, rows: Sequence[Sequence[Tokens]]) -> tuple[list[int], np.ndarray]:

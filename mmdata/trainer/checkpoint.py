@@ -2,29 +2,37 @@
 
 `step-000200/` holds `model.safetensors`, `ema.safetensors`, `optim.safetensors`, `tokenizer.json` and `state.json`, which
 carries the SHA-256 of the others. It is written under another name, synced and renamed; one that does not match its own
-digests is passed over, with a word, for the one before. Nothing is ever unpickled.
+digests is passed over, with a word, for the one before. Tensors are whole, however many ranks shared them: any number of ranks
+can go on from them. Nothing is ever unpickled, and no state of a random generator is in it, as none is used.
 """
 
 import json
+import math
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn, optim
+from torch import Tensor
 
-from mmdata.errors import ConfigError, RunError
+from mmdata.errors import ConfigError, RunError, first_line
 from mmdata.failpoint import step
 from mmdata.storage import TEMP_PREFIX, abandoned, digest_file, sync, temp_name
 from mmdata.text import Tokenizer
-from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.config import KeepConfig, TrainConfig
 from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.model import Transformer
+from mmdata.trainer.sizes import Sizes
+from mmdata.trainer.vision import ImageTokenizer
 
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "tokenizer.json")
+IMAGE_TOKENIZER = "image_tokenizer"  # the folder of the one that was trained with, where one was
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,11 @@ class Checkpoint:
     @property
     def config(self) -> TrainConfig:
         """The config that it was trained with."""
-        return TrainConfig.model_validate(self.state["config"])
+        try:
+            return TrainConfig.model_validate(self.state["config"])
+        except ValidationError as error:
+            hint = "use the mmdata that wrote it, or another --out"
+            raise ConfigError(f"{self.path}: its config is none of this mmdata: {first_line(error)}", hint=hint) from error
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -51,39 +63,50 @@ class Checkpoint:
 
     def encoders(self, device: str = "cpu") -> Encoders:
         """Return the image encoders that it was trained with."""
-        return Encoders(self.config, self.tokenizer.size, device)
+        folder = self.path / IMAGE_TOKENIZER
+        return Encoders(self.config, self.tokenizer.size, device, folder if folder.exists() else None)
 
     def model(self, *, ema: bool = True) -> Transformer:
         """Return the model, with averaged weights unless told otherwise."""
-        model = Transformer(self.config, self.encoders().sizes)
-        model.load_state_dict(load_file(self.path / ("ema.safetensors" if ema else "model.safetensors")))
+        model = Transformer(self.config, Sizes(**self.state["sizes"]))
+        model.load_state_dict(self.tensors("ema" if ema else "model"))
         return model.eval()
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """Return the tensors of `model`, `ema` or `optim`, by name."""
+        return dict(load_file(self.path / f"{part}.safetensors"))
 
 
 def save(
     folder: Path,
     state: dict[str, Any],
-    model: nn.Module,
-    ema: dict[str, Tensor],
-    optimizer: optim.Optimizer,
+    tensors: dict[str, dict[str, Tensor]],
     tokenizer: Tokenizer,
+    images: ImageTokenizer | None,
+    keep: KeepConfig,
 ) -> Path:
-    """Write a checkpoint of `state["step"]` and return its folder; RunError when it cannot be written: those before stay."""
-    final = folder / f"step-{state['step']:06d}"
+    """Write a checkpoint of `state["step"]` and return its folder; remove those that `keep` lets go.
+
+    tensors  `model`, `ema` and `optim`, each by name, in full
+    images   the image tokenizer that was trained, if any: it is kept within
+
+    Raises RunError when it cannot be written: those before stay.
+    """
+    final = folder / name_of(state["step"])
     temp = folder / temp_name()
-    tensors = {"model": model.state_dict(), "ema": ema, "optim": _flat(optimizer, model)}
     for left in folder.glob(f"{TEMP_PREFIX}*"):
         if abandoned(left.name):
             shutil.rmtree(left, ignore_errors=True)
     try:
         temp.mkdir(parents=True)
-        _write(temp, state, tensors, tokenizer)
+        _write(temp, state, tensors, tokenizer, images)
         with step("aside"):
             if final.exists():  # an earlier attempt that was found damaged
                 shutil.rmtree(final)
         with step("rename"):
             temp.rename(final)
             sync(folder)
+        _drop(folder, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temp, ignore_errors=True)
         raise RunError(
@@ -93,11 +116,20 @@ def save(
     return final
 
 
-def _write(temp: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], tokenizer: Tokenizer) -> None:
+def name_of(number: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"step-{number:06d}"
+
+
+def _write(
+    temp: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], tokenizer: Tokenizer, images: ImageTokenizer | None
+) -> None:
     for name, values in tensors.items():
         with step("weights"):
             save_file(values, temp / f"{name}.safetensors")
     with step("facts"):
+        if images is not None:
+            images.save(temp / IMAGE_TOKENIZER)
         (temp / "tokenizer.json").write_text(tokenizer.data, encoding="utf-8")
         digests = {name: digest_file(temp / name) for name in FILES}
         (temp / "state.json").write_text(json.dumps({**state, "files": digests}, indent=1), encoding="utf-8")
@@ -128,17 +160,52 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def load_optimizer(checkpoint: Checkpoint, optimizer: optim.Optimizer, model: nn.Module) -> None:
-    """Put the optimizer's state back."""
-    flat = load_file(checkpoint.path / "optim.safetensors")
-    for name, parameter in model.named_parameters():
-        keys = [key for key in flat if key.rpartition("/")[0] == name]
-        optimizer.state[parameter] = {key.rpartition("/")[2]: flat[key].clone() for key in keys}
+def check_same(found: Checkpoint, config: TrainConfig, identity: Mapping[str, str]) -> None:
+    """Refuse a checkpoint of another config, or of other data, by what differs.
+
+    identity  digests of what training reads, by name
+    """
+    hint = "use another --out, or the same config"
+    theirs, ours = _flat(found.config.stream), _flat(config.stream)
+    differ = [f"`{key}` {theirs.get(key)}, now {ours.get(key)}" for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    if differ:
+        raise ConfigError(f"{found.path} was trained with another config: {_some(differ)}", hint=hint)
+    known = found.state["identity"]
+    others = [
+        f"{name} {known.get(name, 'none')[:12]}, now {identity.get(name, 'none')[:12]}"
+        for name in {**known, **identity}
+        if known.get(name) != identity.get(name)
+    ]
+    if others:
+        raise ConfigError(f"{found.path} was trained with another {_some(others)}", hint="use another --out, or the same data")
 
 
-def _flat(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
+def _drop(folder: Path, keep: KeepConfig) -> None:
+    """Remove checkpoints that are neither among the last nor among the best."""
+    paths = sorted(folder.glob("step-*"))
+    scored = [(value, path) for path in paths if (value := _score(path, keep)) is not None]
+    best = [path for _, path in sorted(scored, reverse=keep.highest)[: keep.best]]
+    for path in paths[: -keep.last]:
+        if path not in best:
+            with step("drop"):
+                away = path.rename(folder / temp_name())  # never half of one under its name
+                shutil.rmtree(away)
+
+
+def _score(path: Path, keep: KeepConfig) -> float | None:
+    try:
+        value = json.loads((path / "state.json").read_text(encoding="utf-8"))["metrics"].get(keep.metric)
+    except (OSError, ValueError, LookupError):
+        return None
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _some(differ: list[str]) -> str:
+    return "; ".join(differ[:SHOWN]) + (f"; and {len(differ) - SHOWN} more" if len(differ) > SHOWN else "")

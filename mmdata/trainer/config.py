@@ -8,7 +8,7 @@ Which values go together is decided by `mmdata.trainer.rules`, when the config i
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -227,18 +227,41 @@ class EvaluateConfig(Model):
 
 
 class OptimConfig(Model):
-    """AdamW and its schedule; `rows` packed rows make one step, `micro_rows` of them at a time."""
+    """AdamW and its schedule; `rows` packed rows of all ranks make one step, `micro_rows` of them at a time on each rank.
+
+    schedule   after `warmup` steps: `cosine` down to `final_lr` of the rate; `constant`; or `wsd`: constant, then a linear fall
+               to `final_lr` over the last `decay` of all steps
+    weight_decay   of weights, not of norms, biases and embeddings
+    ema        decay of the averaged weights
+    nonfinite  of a loss or gradient that is not finite: `stop`, or `skip` the update, at most `max_skips` times in a row
+    """
 
     steps: Positive = 800
     rows: Positive = 4
     micro_rows: Positive = 4
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 50
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    final_lr: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: Positive = 5
+
+
+class KeepConfig(Model):
+    """Which checkpoints stay: the `last` ones, and the `best` by a figure of those saved at a step with an evaluation.
+
+    metric   a figure of the evaluation, as `metrics.jsonl` names it     highest   more of it is better
+    """
+
+    last: Positive = 3
+    best: Annotated[int, Field(ge=0)] = 1
+    metric: str = "val/loss"
+    highest: bool = False
 
 
 class TrainConfig(Model):
@@ -262,9 +285,19 @@ class TrainConfig(Model):
     optim: OptimConfig = OptimConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     # `auto` is bfloat16 where the device multiplies it natively: elsewhere it is many times slower than float32.
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
+    # How ranks share the work, where there are several; `auto` is the GPU where there is one.
+    parallel: Literal["none", "ddp", "fsdp"] = "ddp"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    # 1e12 operations a second that the device could do: for `mfu`, where it is none of those whose peak is known.
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
     threads: Annotated[int, Field(ge=0)] = 0
+    loader_threads: Annotated[int, Field(ge=0)] = 1
+    tensorboard: bool = False
     checkpoint_every: Positive = 200
+    keep: KeepConfig = KeepConfig()
     eval_every: Positive = 100
 
     @model_validator(mode="after")
@@ -276,11 +309,23 @@ class TrainConfig(Model):
         return self
 
     @property
+    def stream(self) -> dict[str, Any]:
+        """What decides the training stream: all but inference, where files lie, and how the work is done."""
+        return self.model_dump(mode="json", exclude=_ASIDE)
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of what decides the training stream: all but inference, lengths of runs and where files lie."""
-        away = {"corpus": True, "sampler": True, "checkpoint_every": True, "eval_every": True, "threads": True}
-        data = self.model_dump(mode="json", exclude={**away, "image": {"tokenizer"}})
-        return digest_json(data)
+        """SHA-256 of what decides the training stream."""
+        return digest_json(self.stream)
+
+
+_ASIDE: Any = {
+    **dict.fromkeys(("corpus", "sampler", "checkpoint_every", "keep", "eval_every", "threads", "loader_threads"), True),
+    **dict.fromkeys(("parallel", "device", "compile", "activation_checkpointing", "peak_tflops"), True),
+    **dict.fromkeys(("evaluate", "tensorboard"), True),
+    "optim": {"micro_rows", "nonfinite", "max_skips"},
+    "image": {"tokenizer"},  # what it makes counts, not where it lies
+}
 
 
 def load_config(path: Path) -> TrainConfig:

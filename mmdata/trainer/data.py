@@ -1,5 +1,6 @@
 """From a corpus to packed batches: the tokenizer, token counts, and the loader over them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmdata.loader import Loader, Options, part_of, read_sample
@@ -7,6 +8,7 @@ from mmdata.shards import Corpus, open_corpus
 from mmdata.text import Tokenizer, train_tokenizer
 from mmdata.trainer.batch import Batch, collate
 from mmdata.trainer.config import TrainConfig
+from mmdata.trainer.dist import World
 from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.layout import Sequencer, Tokens
 
@@ -19,6 +21,7 @@ class Data:
     corpus: Corpus
     tokenizer: Tokenizer
     encoders: Encoders
+    world: World
 
     @property
     def sequencer(self) -> Sequencer:
@@ -26,41 +29,54 @@ class Data:
         return Sequencer(self.config, self.tokenizer, self.encoders.sizes)
 
     def loader(self) -> Loader[Tokens]:
-        """Return the loader of the training split."""
-        return self._loader(self.config.split, self.config.optim.rows)
+        """Return the loader of this rank's rows of the training split."""
+        return self._loader(self.config.split, self.config.optim.rows, self.world)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Digests of what training reads, by name: a checkpoint belongs to them."""
+        images = self.encoders.sizes.digest
+        return {"corpus": self.corpus.digest, "tokenizer": self.tokenizer.digest, "image encoders": images}
 
     def batch(self, rows: list[list[Tokens]]) -> Batch:
         """Pack rows."""
         return collate(rows, self.config.layout.row_tokens)
 
-    def validation(self) -> list[Batch]:
-        """Return the validation split in micro-batches, the same at every call; empty when there is none."""
+    def validation(self) -> Iterator[list[list[Tokens]]]:
+        """Return the rows of the validation split, in micro-batches, the same at every call and on every rank."""
         if self.config.val_split is None or self.config.val_split not in self.corpus.splits:
-            return []
+            return
         if not part_of(self.corpus, self.config.val_split).num:
-            return []
-        size = self.config.optim.micro_rows
-        with self._loader(self.config.val_split, 1, epochs=1) as loader:
-            rows = [list(row) for batch in loader for row in batch.rows]
-        return [self.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+            return
+        with self._loader(self.config.val_split, self.config.optim.micro_rows, World(), epochs=1) as loader:
+            for batch in loader:
+                yield [list(row) for row in batch.rows]
 
-    def _loader(self, split: str, rows: int, epochs: int | None = None) -> Loader[Tokens]:
+    def _loader(self, split: str, rows: int, world: World, epochs: int | None = None) -> Loader[Tokens]:
         options = Options(
             split=split,
             batch_size=rows,
             row_tokens=self.config.layout.row_tokens,
             seed=self.config.seed,
             epochs=epochs,
-            threads=1,
+            threads=self.config.loader_threads,
+            rank=world.rank,
+            world=world.size,
         )
         return Loader(self.corpus, options=options, transform=self.sequencer, lengths=self.sequencer.counts())
 
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Data:
-    """Open the corpus of a config; a tokenizer is trained on its captions unless one is given."""
-    corpus = open_corpus(config.corpus)
+def open_data(config: TrainConfig, world: World = World(), tokenizer: Tokenizer | None = None) -> Data:  # noqa: B008 - it cannot be changed
+    """Open the corpus of a config; the first rank trains a tokenizer on its captions unless one is given."""
+    corpus = world.together(lambda: open_corpus(config.corpus))
     if tokenizer is None:
-        part = part_of(corpus, config.split)
-        samples = (read_sample(corpus, index) for index in range(part.first, part.first + part.num))
-        tokenizer = train_tokenizer((text for sample in samples for text in sample.texts), config.text.vocab)
-    return Data(config, corpus, tokenizer, Encoders(config, tokenizer.size))
+        told = world.gather(lambda: _trained(config, corpus).data if world.first else None)
+        tokenizer = Tokenizer(told[0])
+    encoders = world.together(lambda: Encoders(config, tokenizer.size, str(world.device)))
+    return Data(config, corpus, tokenizer, encoders, world)
+
+
+def _trained(config: TrainConfig, corpus: Corpus) -> Tokenizer:
+    part = part_of(corpus, config.split)
+    samples = (read_sample(corpus, index) for index in range(part.first, part.first + part.num))
+    return train_tokenizer((text for sample in samples for text in sample.texts), config.text.vocab)

@@ -46,6 +46,11 @@ class Encoders:
         codes = self.gen.codes
         return Sizes(vocab, side * side, 0 if codes else self.gen.channels, codes, int(und[0]), int(und[1]), digest)
 
+    @property
+    def trained(self) -> ImageTokenizer | None:
+        """The image tokenizer that was trained, if one is used."""
+        return None if self.config.image.repr.gen == "pixel_patch" else self.gen
+
     @torch.inference_mode()
     def encode(self, pixels_IHWC: Tensor) -> Tensor:
         """Return codes, (I, N) int64, or numbers, (I, N, P) float32, of images as uint8."""

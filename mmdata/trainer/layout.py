@@ -54,6 +54,7 @@ class Tokens:
     noise_NP noise of all LATENTs with a level above 0, in order
     images   the images, (size, size, 3) uint8
     counts   tokens a family's loss is divided by
+    pairs    pairs of tokens of which one sees the other
     """
 
     ids_T: np.ndarray
@@ -72,6 +73,7 @@ class Tokens:
     noise_NP: np.ndarray
     images: tuple[np.ndarray, ...]
     counts: dict[str, int]
+    pairs: int
     source: str = ""
 
     def __len__(self) -> int:
@@ -228,7 +230,20 @@ class _Builder:
             "codes": int((aims == CODE).sum()) + self.unmasked["codes"],
             "latents": int(made["learnt_T"].sum()),
         }
-        return Tokens(**made, noise_NP=noise, images=tuple(self.images), counts=counts, source=source)
+        pairs = _pairs(made["span_T"], made["veil_T"])
+        return Tokens(**made, noise_NP=noise, images=tuple(self.images), counts=counts, pairs=pairs, source=source)
+
+
+def _pairs(span_T: np.ndarray, veil_T: np.ndarray) -> int:
+    """Return how many pairs of tokens see each other: all before, and both ways within a span; less what veils hide."""
+    num = len(span_T)
+    _, spans = np.unique(span_T[span_T >= 0], return_counts=True)
+    hidden = 0
+    for veil in np.unique(veil_T[veil_T >= 0]):
+        places = np.flatnonzero(veil_T == veil)
+        # From each, all later tokens that are not behind the same veil.
+        hidden += int((num - 1 - places).sum()) - len(places) * (len(places) - 1) // 2
+    return num * (num + 1) // 2 + int((spans * (spans - 1) // 2).sum()) - hidden
 
 
 class _Causal(_Builder):

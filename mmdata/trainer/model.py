@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from mmdata.text.tokenizer import MASK
 from mmdata.trainer.attention import Cache, Mask, angles, attend, turn
@@ -34,6 +33,9 @@ class Hidden(NamedTuple):
     states_BLD: Tensor
     cache: Cache
     balance: Tensor
+
+
+Seen = tuple[Tensor, Tensor] | None
 
 
 class Where(NamedTuple):
@@ -60,8 +62,8 @@ class Attention(nn.Module):
         self.q_norm = TowerNorm(towers, head) if config.model.qk_norm else None
         self.k_norm = TowerNorm(towers, head) if config.model.qk_norm else None
 
-    def forward(self, x_ND: Tensor, where: Where, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output, (N, D), and all keys and values seen, (B, H, K, E)."""
+    def forward(self, x_ND: Tensor, where: Where, cache: Cache | None, layer: int) -> tuple[Tensor, Seen]:
+        """Return the output, (N, D), and with a cache all keys and values seen, (B, H, K, E)."""
         groups, (batch, length) = where.groups, where.shape
         q, k, v = self.qkv(x_ND, groups).view(len(x_ND), 3, self.heads, -1).unbind(1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -72,7 +74,7 @@ class Attention(nn.Module):
             keys, values = cache.extended(layer, keys, values)
         y = attend(turn(q, where.cos, where.sin), keys, values, where.mask)
         y_ND = groups.enter(y.transpose(1, 2).reshape(batch * length, -1))
-        return self.out(y_ND, groups), keys, values
+        return self.out(y_ND, groups), None if cache is None else (keys, values)
 
 
 class FeedForward(nn.Module):
@@ -104,17 +106,17 @@ class Block(nn.Module):
 
     def forward(
         self, x_ND: Tensor, where: Where, time_N6D: Tensor | None, cache: Cache | None, layer: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the block's output, its keys and values, and its experts' balance."""
+    ) -> tuple[Tensor, Seen, Tensor]:
+        """Return the block's output, its keys and values with a cache, and its experts' balance."""
         if self.time is None or time_N6D is None:
-            y, keys, values = self.attention(self.norm1(x_ND, where.groups), where, cache, layer)
+            y, seen = self.attention(self.norm1(x_ND, where.groups), where, cache, layer)
             y, balance = self._feed(self.norm2(x := x_ND + y, where.groups), where)
-            return x + y, keys, values, balance
+            return x + y, seen, balance
         shift1, scale1, gate1, shift2, scale2, gate2 = (time_N6D + self.time).unbind(1)
-        y, keys, values = self.attention(self.norm1(x_ND, where.groups) * (1 + scale1) + shift1, where, cache, layer)
+        y, seen = self.attention(self.norm1(x_ND, where.groups) * (1 + scale1) + shift1, where, cache, layer)
         x = x_ND + (1 + gate1) * y
         y, balance = self._feed(self.norm2(x, where.groups) * (1 + scale2) + shift2, where)
-        return x + (1 + gate2) * y, keys, values, balance
+        return x + (1 + gate2) * y, seen, balance
 
     def _feed(self, x_ND: Tensor, where: Where) -> tuple[Tensor, Tensor]:
         if isinstance(self.ffn, Experts):
@@ -132,7 +134,6 @@ class Transformer(nn.Module):
         super().__init__()
         width = config.model.width
         self.config, self.sizes = config, sizes
-        self.checkpointing = False
         self.embed = nn.Embedding(sizes.ids, width)
         self.place = nn.Embedding(sizes.tokens, width)
         self.head = nn.Linear(width, sizes.ids, bias=False)
@@ -169,13 +170,10 @@ class Transformer(nn.Module):
         time = self._time(inputs, groups)
         seen, balance = Cache(), x.new_zeros(())
         for layer, block in enumerate(self.blocks):
-            if self.checkpointing and self.training:
-                x, _, _, added = checkpoint(block, x, where, time, None, layer, use_reentrant=False)
-            else:
-                x, keys, values, added = block(x, where, time, cache, layer)
-                if cache is not None:
-                    seen.keys.append(keys)
-                    seen.values.append(values)
+            x, pair, added = block(x, where, time, cache, layer)
+            if pair is not None:
+                seen.keys.append(pair[0])
+                seen.values.append(pair[1])
             balance = balance + added
         states = groups.leave(self.norm(x, groups)).view(batch, length, -1)
         hidden = Hidden(states, seen, balance / len(self.blocks))

@@ -7,9 +7,11 @@ Families: `text` and `codes`, cross-entropy in nats, weighted as the masking say
 noise; `z`, squares of log-sum-exp, which keep logits small; `balance` of experts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +29,9 @@ BUCKETS = 4  # of noise times and shares of masks, in the log
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of a micro-batch's losses by family; what the log tells more exactly, of each: (losses, tokens) by name."""
+    """Sums of a micro-batch's losses by name; what the log tells more exactly, of each: (losses, tokens) by name."""
 
-    families: dict[str, Tensor]
-    z: Tensor
-    balance: Tensor
+    named: dict[str, Tensor]
     detail: dict[str, tuple[Tensor, Tensor]]
 
 
@@ -49,7 +49,11 @@ def loss_sums(model: Module, batch: Batch, encoders: Encoders) -> Sums:
     """Run the model over a batch and sum each family's losses."""
     losses, z, balance = token_losses(model, batch, encoders)
     sums = {found.family: (found.loss_M * found.weight_M).sum() for found in losses}
-    return Sums(sums, z, balance, _detail(batch, losses))
+    sums["z"] = z
+    params = unwrapped(model).config.params
+    if params.share == "moe" and params.balance == "switch":
+        sums["balance"] = balance
+    return Sums(sums, _detail(batch, losses))
 
 
 def token_losses(model: Module, batch: Batch, encoders: Encoders) -> tuple[list[Losses], Tensor, Tensor]:
@@ -152,17 +156,20 @@ def _detail(batch: Batch, losses: list[Losses]) -> dict[str, tuple[Tensor, Tenso
     return found
 
 
-def weighted(sums: Sums, counts: dict[str, int], config: TrainConfig) -> Tensor:
-    """Return the loss of a micro-batch, divided by the counts of the whole step.
+def weighted(sums: Mapping[str, Any], counts: Mapping[str, float], config: TrainConfig) -> Any:  # noqa: ANN401 - as the sums
+    """Return the weighted loss of sums, tensors or numbers, divided by the counts of the whole step."""
+    weights = {
+        "text": config.loss.text, "codes": config.loss.image, "latents": config.loss.image, "z": config.loss.z_loss,
+        "balance": config.loss.balance,
+    }  # fmt: skip
+    return sum(weights[name] * value / divisor(name, counts) for name, value in sums.items())
 
-    counts  tokens by family; `all` tokens but padding
-    """
-    weights = {"text": config.loss.text, "codes": config.loss.image, "latents": config.loss.image}
-    loss = sum(weights[name] * value / max(counts[name], 1) for name, value in sums.families.items())
-    loss = loss + config.loss.z_loss * sums.z / max(counts["text"] + counts["codes"], 1)
-    if config.params.share == "moe" and config.params.balance == "switch":
-        loss = loss + config.loss.balance * sums.balance / max(counts["all"], 1)
-    return torch.as_tensor(loss)
+
+def divisor(name: str, counts: Mapping[str, float]) -> float:
+    """Return how many tokens a sum of losses is over, at least 1."""
+    if name == "z":
+        return max(counts["text"] + counts["codes"], 1)
+    return max(counts["all" if name == "balance" else name], 1)
 
 
 def counts_of(batches: list[Batch]) -> dict[str, int]:

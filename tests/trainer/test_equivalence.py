@@ -209,7 +209,7 @@ def test_a_canvas_is_the_document_that_training_saw(tmp_path: Path, objective: s
 def grads(one: Small, parts: list[Batch], counts: dict[str, int]) -> dict[str, torch.Tensor]:
     one.model.zero_grad()
     for part in parts:
-        weighted(loss_sums(one.model, part, one.encoders), counts, one.config).backward()  # type: ignore[no-untyped-call]
+        weighted(loss_sums(one.model, part, one.encoders).named, counts, one.config).backward()
     missing = [name for name, value in one.model.named_parameters() if value.grad is None]
     assert missing == []
     return {name: value.grad.clone() for name, value in one.model.named_parameters() if value.grad is not None}
@@ -309,7 +309,7 @@ def test_the_switch_loss_of_an_even_router_is_one() -> None:
 @torch.no_grad()
 def test_biases_even_out_a_skewed_router() -> None:
     experts = layer(experts=8, top_k=2, bias_rate=1e-3)
-    experts.router.data += torch.linspace(0, 0.03, 8, dtype=torch.float64)[:, None]
+    experts.router.data.normal_(std=0.02).add_(torch.linspace(0, 0.03, 8, dtype=torch.float64)[:, None])
     torch.manual_seed(1)
     found = []
     for _ in range(60):
@@ -350,6 +350,6 @@ def test_losses_of_tokens_sum_to_the_families(tmp_path: Path) -> None:
     sums = loss_sums(one.model, batch, one.encoders)
     losses, _, _ = token_losses(one.model, batch, one.encoders)
     for found in losses:
-        assert torch.allclose((found.loss_M * found.weight_M).sum(), sums.families[found.family])
+        assert torch.allclose((found.loss_M * found.weight_M).sum(), sums.named[found.family])
     buckets = sum(float(total) for name, (total, _) in sums.detail.items() if name.startswith("latents/t"))
-    assert buckets == pytest.approx(float(sums.families["latents"].detach()))
+    assert buckets == pytest.approx(float(sums.named["latents"].detach()))
