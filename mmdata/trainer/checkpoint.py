@@ -32,6 +32,7 @@ from mmdata.trainer.vision import ImageTokenizer
 
 FILES = ("model.safetensors", "ema.safetensors", "optim.safetensors", "tokenizer.json")
 IMAGE_TOKENIZER = "image_tokenizer"  # the folder of the one that was trained with, where one was
+FORMAT = 2
 SHOWN = 4
 
 
@@ -106,7 +107,7 @@ def save(
         with step("rename"):
             temp.rename(final)
             sync(folder)
-        _drop(folder, keep)
+        _drop(folder, state["step"], keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temp, ignore_errors=True)
         raise RunError(
@@ -121,6 +122,14 @@ def name_of(number: int) -> str:
     return f"step-{number:06d}"
 
 
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=_number)
+
+
 def _write(
     temp: Path, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]], tokenizer: Tokenizer, images: ImageTokenizer | None
 ) -> None:
@@ -132,24 +141,37 @@ def _write(
             images.save(temp / IMAGE_TOKENIZER)
         (temp / "tokenizer.json").write_text(tokenizer.data, encoding="utf-8")
         digests = {name: digest_file(temp / name) for name in FILES}
-        (temp / "state.json").write_text(json.dumps({**state, "files": digests}, indent=1), encoding="utf-8")
+        facts = {"format": FORMAT, **state, "files": digests}
+        (temp / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     with step("settle"):
         for path in temp.iterdir():
             sync(path)
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    """Return the newest checkpoint that is whole; ConfigError when it is of another version of mmdata."""
+    for path in reversed(_all(folder)):
         try:
-            return open_checkpoint(path)
+            found = _opened(path)
         except ConfigError as error:
             sys.stderr.write(f"{error.message}; using the one before\n")
+        else:
+            return _of_this_version(found)
     return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint folder, or refuse it by the file that is wrong."""
+    return _of_this_version(_opened(path))
+
+
+def _of_this_version(found: Checkpoint) -> Checkpoint:
+    if found.state.get("format") != FORMAT:
+        raise ConfigError(f"{found.path} is of another version of mmdata", hint="use that version, or another --out")
+    return found
+
+
+def _opened(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -180,9 +202,12 @@ def check_same(found: Checkpoint, config: TrainConfig, identity: Mapping[str, st
         raise ConfigError(f"{found.path} was trained with another {_some(others)}", hint="use another --out, or the same data")
 
 
-def _drop(folder: Path, keep: KeepConfig) -> None:
-    """Remove checkpoints that are neither among the last nor among the best."""
-    paths = sorted(folder.glob("step-*"))
+def _drop(folder: Path, number: int, keep: KeepConfig) -> None:
+    """Remove checkpoints up to a step that are neither among the last nor among the best.
+
+    Those of later steps are damaged, or this would not be the newest: they count for nothing.
+    """
+    paths = [path for path in _all(folder) if _number(path) <= number]
     scored = [(value, path) for path in paths if (value := _score(path, keep)) is not None]
     best = [path for _, path in sorted(scored, reverse=keep.highest)[: keep.best]]
     for path in paths[: -keep.last]:

@@ -28,7 +28,7 @@ from mmdata.trainer.config import TrainConfig
 
 T = TypeVar("T")
 WAIT = timedelta(minutes=30)  # the first rank may be counting the tokens of a corpus
-FIRST_S = 5.0
+FIRST_S = 2.0
 _KINDS = {kind.__name__: kind for kind in (ConfigError, RunError)}
 _LOST = ("gloo", "nccl", "connection", "timed out")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmdata.cli.export import command as export
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
 from mmdata.trainer import TrainConfig, export_model, train
 from mmdata.trainer.checkpoint import latest
 from mmdata.trainer.model import Transformer
@@ -49,6 +49,31 @@ def test_the_last_ones_stay_and_the_best(shapes: str, tmp_path: Path, highest: b
     best = values.index((max if highest else min)(values)) + 1
     assert steps(tmp_path) == sorted({best, 5, 6})
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_damaged_ones_of_later_steps_do_not_count_as_the_last(
+    shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(shapes, 4, checkpoint_every=1, keep={"last": 1, "best": 0})
+    train(settings, tmp_path)
+    (tmp_path / "step-000004/ema.safetensors").write_bytes(b"")
+    monkeypatch.setenv("FAILPOINT", "before-weights:4:raise")  # of its second save, of step 2
+    with pytest.raises(RunError, match="step-000002: the checkpoint cannot be written"):
+        train(settings, tmp_path)
+    assert steps(tmp_path) == [1, 4]
+    monkeypatch.delenv("FAILPOINT")
+    train(settings, tmp_path)
+    assert steps(tmp_path) == [4]
+
+
+def test_a_checkpoint_of_another_version_is_refused(shapes: str, tmp_path: Path) -> None:
+    train(small(shapes, 2), tmp_path)
+    path = tmp_path / "step-000002/state.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"format": 2', '"format": 1'), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"step-000002 is of another version of mmdata\s+hint: use that version, or another --out"
+    ):
+        train(small(shapes, 2), tmp_path)
 
 
 def test_a_figure_that_is_not_evaluated_is_no_reason_to_keep_any(shapes: str, tmp_path: Path) -> None:

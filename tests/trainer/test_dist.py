@@ -1,5 +1,6 @@
 """Ranks: however many there are and whatever they share, it is the same training; they end together."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from mmdata.cli.train import command
-from mmdata.errors import ConfigError
+from mmdata.errors import ConfigError, RunError
+from mmdata.executors.gang import Work, environment, serve
+from mmdata.executors.nodes import look, write_nonce
 from mmdata.executors.ray import RayExecutor
 from mmdata.trainer import TrainConfig, TrainResult, train
 from mmdata.trainer.checkpoint import latest
@@ -40,7 +43,15 @@ def alone(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("parallel", "num"), [("ddp", 2), ("ddp", 4), ("fsdp", 4)])
 def test_ranks_train_as_one_process(shapes: str, alone: Path, tmp_path: Path, parallel: str, num: int) -> None:
-    ended = ranks(num, tmp_path, partial(train, small(shapes, 24, parallel=parallel, optim={"micro_rows": 1}), tmp_path / "out"))
+    ended = ranks(
+        num,
+        tmp_path,
+        partial(
+            train,
+            small(shapes, 24, parallel=parallel, activation_checkpointing=parallel == "fsdp", optim={"micro_rows": 1}),
+            tmp_path / "out",
+        ),
+    )
     assert ended.codes == [0] * num, ended.said
     ours, theirs = records(tmp_path / "out"), records(alone)
     assert len(ours) == 24
@@ -54,12 +65,14 @@ def test_ranks_train_as_one_process(shapes: str, alone: Path, tmp_path: Path, pa
 def test_a_training_that_other_numbers_of_ranks_go_on_with_is_the_same_in_float64(shapes: str, tmp_path: Path) -> None:
     def settings(parallel: str = "ddp", micro: int = 1) -> TrainConfig:
         optim = {"micro_rows": micro, "clip": 0.5}  # gradients are longer than that at first
-        changes = {"precision": "float64", "checkpoint_every": 50, "parallel": parallel, "optim": optim}
+        changes = {"precision": "float64", "checkpoint_every": 50, "keep": {"last": 4}, "parallel": parallel, "optim": optim}
         return small(shapes, 200, **changes)
 
     train(settings(micro=4), tmp_path / "alone")
+    shutil.copytree(tmp_path / "alone", tmp_path / "out")  # as if it had ended after 50 steps
+    for later in (100, 150, 200):
+        shutil.rmtree(tmp_path / f"out/step-{later:06d}")
     stop = {"FAILPOINT": "after-rename:1:kill"}  # the first rank dies when its first checkpoint is there
-    assert ranks(1, tmp_path, partial(train, settings(), tmp_path / "out"), stop).codes == [-signal.SIGKILL]
     for parallel, num in (("ddp", 2), ("fsdp", 2)):
         ended = ranks(num, tmp_path, partial(train, settings(parallel), tmp_path / "out"), stop)
         assert ended.codes == [-signal.SIGKILL] + [1] * (num - 1), ended.said
@@ -139,17 +152,24 @@ def test_torchrun_trains_by_the_command_line(shapes: str, alone: Path, tmp_path:
 def test_ray_trains_on_its_workers(shapes: str, alone: Path, tmp_path: Path, ray_executor: RayExecutor) -> None:
     beats: list[int] = []
 
-    def launch(settings: TrainConfig) -> TrainResult:
-        arguments = (settings, tmp_path / "out")
-        result: TrainResult = ray_executor.launch(train, arguments, str(tmp_path / "out"), 0, lambda: beats.append(1))
-        return result
-
-    result = launch(small(shapes, 24, optim={"micro_rows": 2}))
+    arguments = (small(shapes, 24, optim={"micro_rows": 2}), tmp_path / "out")
+    result: TrainResult = ray_executor.launch(train, arguments, str(tmp_path / "out"), 0, lambda: beats.append(1))
     assert result.checkpoint == tmp_path / "out/step-000024"
     assert beats
     assert apart(records(tmp_path / "out"), records(alone)) < 1e-5
-    with pytest.raises(ConfigError, match="was trained with another config: `seed` 0, now 1"):
-        launch(small(shapes, 24, seed=1, optim={"micro_rows": 2}))
+
+
+def test_errors_of_a_worker_are_values_that_keep_their_kind(shapes: str, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nonce(str(alone))
+    for name in environment(0, 1, "", 0):
+        monkeypatch.setenv(name, "")
+    work = Work(train, (small(shapes, 24, seed=1), alone), str(alone), look(str(alone)))
+    outcome = serve(work, environment(0, 1, "127.0.0.1", 1))
+    assert isinstance(outcome, ConfigError)
+    assert "was trained with another config: `seed` 0, now 1" in outcome.message
+    outcome = serve(Work(train, (), str(alone), look(str(alone))), environment(0, 1, "127.0.0.1", 1))
+    assert isinstance(outcome, RunError)
+    assert outcome.message.startswith("rank 0: TypeError: ")
 
 
 def test_workers_without_ray_are_told_of_torchrun(shapes: str, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_ranks_that_do_not_write_leave_no_log(tmp_path: Path) -> None:
 
 
 def test_what_one_rank_cannot_read_no_rank_trains_on(shapes: str, tmp_path: Path) -> None:
-    ended = ranks(2, tmp_path, partial(train, small(f"{shapes}/none", 4), tmp_path / "out"))
+    ended = ranks(2, tmp_path, partial(train, small(f"{shapes}/none", 4, optim={"micro_rows": 2}), tmp_path / "out"))
     assert ended.codes == [1, 1]
     assert "no corpus.json" in ended.said[0]
     assert not (tmp_path / "out").exists()
