@@ -153,7 +153,7 @@ def test_every_step_tells_its_figures(shapes: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     told = {
         "step", "tokens", "samples", "flops", "lr", "grad_norm", "ema_gap", "skipped", "padding", "loader_wait", "tokens_per_s",
-        "mfu", "loss/text", "loss/latents", "loss/z",
+        "mfu", "seconds", "loss/text", "loss/latents", "loss/z", *(f"loss/latents/t{bucket}" for bucket in range(4)),
     }  # fmt: skip
     assert [set(line) - told for line in lines] == [set(), set(), {"val/text", "val/latents", "val/loss"}]
     assert all(0 <= line["padding"] < 1 and 0 <= line["loader_wait"] <= 1 and line["mfu"] > 0 for line in lines)
