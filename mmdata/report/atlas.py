@@ -35,7 +35,8 @@ def write_atlas(page: Path, path: Path) -> None:
         sections.append(
             Section(f"Understanding against generation, {words}", dots_html("images", "captions", _dots(found, split)))
         )
-        sections.append(Section(f"What papers claim, {words}", wide_html(table_html(CLAIMED, _claims(found, split)))))
+        claims = wide_html(table_html(CLAIMED, _claims(found, split)))
+        sections.append(Section(f"What papers claim, {words}", claims))
     write_page(page, f"atlas: {found['name']}", sections)
 
 
@@ -50,7 +51,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[object, ...]]:
         (
             cell["objective"], cell["share"], cell["seeds"], cell["steps"],
             *(_told(cell, f"{split}/{name}") for split in SPLITS for name in (UNDERSTANDING, GENERATION)),
-            f"{cell['flops'] / 1e12:.2f}", f"{cell['samples_per_s']:.0f}", f"{cell['memory_mib']:,.0f}", f"{cell['parameters']:,}",
+            f"{cell['flops'] / 1e12:.2f}", f"{cell['samples_per_s']:.0f}", f"{cell['memory_mib']:,.0f}",
+            f"{cell['parameters']:,}",
         )
         for cell in found["cells"]
     ]  # fmt: skip

@@ -334,7 +334,7 @@ class _Causal(_Builder):
             self.last = NOBODY
         self.edge(BOI, learn=not again, veil=veil if copied else NOBODY)
         who = {"span": self.segment if self.config.mask == "span_bidir" else -1, "veil": veil, "tower": self.tower(made=made)}
-        if self.config.image.continuous:
+        if self.sizes.dim:
             self._numbers(number, who, made=made, corrupted=corrupted)
         else:
             self._codes(number, who, corrupted=corrupted)
