@@ -23,19 +23,19 @@ CLAIMED = ("paper says", "source", "figure", "difference", "95 % interval", "her
 def atlas_text(path: Path) -> str:
     """Return the table and the claims of an `atlas.json` as text."""
     found = _read(path)
-    tables = [grid(HEAD, _rows(found)), *(grid(CLAIMED, _claims(found, split)) for split in SPLITS)]
+    tables = [grid(HEAD, table_rows(found)), *(grid(CLAIMED, claim_rows(found, split)) for split in SPLITS)]
     return "\n\n".join(table for table in tables if table)
 
 
 def write_atlas(page: Path, path: Path) -> None:
     """Write the page of an `atlas.json`."""
     found = _read(path)
-    sections = [Section("All cells", wide_html(table_html(HEAD, _rows(found))))]
+    sections = [Section("All cells", wide_html(table_html(HEAD, table_rows(found))))]
     for split, words in SPLITS.items():
         sections.append(
             Section(f"Understanding against generation, {words}", dots_html("images", "captions", _dots(found, split)))
         )
-        claims = wide_html(table_html(CLAIMED, _claims(found, split)))
+        claims = wide_html(table_html(CLAIMED, claim_rows(found, split)))
         sections.append(Section(f"What papers claim, {words}", claims))
     write_page(page, f"atlas: {found['name']}", sections)
 
@@ -45,7 +45,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[object, ...]]:
+def table_rows(found: dict[str, Any]) -> list[tuple[object, ...]]:
     """Return the table: both directions, on pairs that were trained on and on pairs that were not, and what it took."""
     return [
         (
@@ -65,7 +65,8 @@ def _told(cell: dict[str, Any], name: str) -> str:
     return f"{value:.3f} ({max(low, 0):.2f} to {min(high, 1):.2f})"
 
 
-def _claims(found: dict[str, Any], split: str) -> list[tuple[object, ...]]:
+def claim_rows(found: dict[str, Any], split: str) -> list[tuple[object, ...]]:
+    """Return what papers claim, beside what was seen on a split."""
     return [
         (
             claim["words"], claim["source"], claim["figure"], f"{claim['value']:+.3f}",
