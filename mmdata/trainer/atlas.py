@@ -25,7 +25,7 @@ from mmdata.config import Model, build, read_yaml
 from mmdata.errors import RunError
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.data import open_data
-from mmdata.trainer.flops import active_parameters, step_flops
+from mmdata.trainer.flops import step_flops
 from mmdata.trainer.metrics import Estimate, student
 from mmdata.trainer.model import Transformer
 
@@ -225,8 +225,7 @@ def _step_cost(config: TrainConfig) -> float:
     model = Transformer(config, data.encoders.sizes)
     with data.loader() as loader:
         batches = [data.batch([list(row) for row in batch.rows]) for batch, _ in zip(loader, range(PROBED), strict=False)]
-    active = active_parameters(model)
-    costs = [step_flops(batch.kinds, active, config.model, batch.pairs) for batch in batches]
+    costs = [step_flops(model, batch.kinds, batch.predicted, batch.pairs) for batch in batches]
     return sum(costs) / len(costs)
 
 

@@ -23,7 +23,8 @@ OBJECTIVES = [
 MORE: list[dict[str, Any]] = [
     {"time": {"cond": "token"}}, {"time": {"cond": "adaln"}}, {"time": {"cond": "none"}}, {"image": {"predict": "clean"}},
     {"image": {"predict": "noise"}}, {"image": {"objective": "ddpm_eps", "predict": "velocity"}},
-    {"layout": {"positions": "raster"}}, {"layout": {"clean_copy": False}}, {"params": {"share": "mot", "route_by": "task"}},
+    {"layout": {"positions": "raster"}}, {"noise_isolated": False, "layout": {"clean_copy": False}},
+    {"params": {"share": "mot", "route_by": "task"}}, {"params": {"share": "moe", "top_k": 1, "balance": "switch"}},
     {"params": {"share": "moe", "balance": "switch", "scores": "sigmoid", "shared_expert": True, "experts": 4}},
     {"noise_isolated": False, "layout": {"clean_copy": False, "und_noise_cap": 0.5}}, {"model": {"qk_norm": False}},
     {"layout": {"p_drop_image": 0.5, "decompose": 0.5}}, {"sampler": {"solver": "heun", "cfg": 1.0}},
