@@ -63,9 +63,11 @@ def token_losses(model: Module, batch: Batch, encoders: Encoders) -> tuple[list[
     inputs, truth = fill(batch, encoders, path.mix, inner.embed.weight.dtype)
     device = batch.ids_BL.device.type
     low = is_low(inner.config.precision, device)
+    # Batches of an evaluation have many lengths, for each of which FlexAttention would be compiled.
+    mask = batch.sight.mask() if model.training else batch.sight.dense()
     # Matrix products may run in bfloat16; logits, numbers and sums are float32 or wider in any case.
     with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
-        found: tuple[list[Losses], Tensor, Tensor] = model(inputs, batch.sight.mask(), then=partial(_losses, inner, batch, truth))
+        found: tuple[list[Losses], Tensor, Tensor] = model(inputs, mask, then=partial(_losses, inner, batch, truth))
     return found
 
 
