@@ -111,12 +111,12 @@ class TimeConfig(Model):
     """Noise time: how the model is told of it, and how it is drawn.
 
     cond    `add`: added to each noised patch (BAGEL); `token`: a token before the image (JanusFlow); `adaln`: scales and
-            shifts of every layer, one projection for all layers (PixArt); `none`
+            shifts of every layer, one projection for all layers (PixArt); `none`. null = `add`, where there is noise
     joint   with `mask: full`, what is corrupted together: one side alone, or both, at one time or at two
     draw    logit-normal or uniform, then shifted by `shift` (SD3)
     """
 
-    cond: Literal["none", "token", "add", "adaln"] = "add"
+    cond: Literal["none", "token", "add", "adaln"] | None = None
     joint: Literal["one_side_clean", "shared_t", "independent_t"] = "one_side_clean"
     draw: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: Annotated[float, Field(gt=0)] = 1.0
@@ -316,6 +316,11 @@ class TrainConfig(Model):
         if self.optim.rows % self.optim.micro_rows:
             raise ValueError("`optim.rows` must be a multiple of `optim.micro_rows`")
         return self
+
+    @property
+    def timed(self) -> Literal["none", "token", "add", "adaln"]:
+        """How noise time enters; not at all where nothing has noise."""
+        return self.time.cond or "add" if self.image.continuous else "none"
 
     @property
     def stream(self) -> dict[str, Any]:

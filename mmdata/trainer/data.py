@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from mmdata.errors import ConfigError
 from mmdata.loader import Loader, Options, part_of, read_sample
-from mmdata.shards import Corpus, open_corpus
+from mmdata.shards import KINDS, Corpus, open_corpus
 from mmdata.text import Tokenizer, train_tokenizer
 from mmdata.trainer.batch import Batch, collate
 from mmdata.trainer.config import TrainConfig
@@ -68,12 +71,31 @@ class Data:
 
 def open_data(config: TrainConfig, world: World = World(), tokenizer: Tokenizer | None = None) -> Data:  # noqa: B008 - it cannot be changed
     """Open the corpus of a config; the first rank trains a tokenizer on its captions unless one is given."""
-    corpus = world.together(lambda: open_corpus(config.corpus))
+    corpus = world.together(lambda: _opened(config))
     if tokenizer is None:
         told = world.gather(lambda: _trained(config, corpus).data if world.first else None)
         tokenizer = Tokenizer(told[0])
     encoders = world.together(lambda: Encoders(config, tokenizer.size, str(world.device)))
     return Data(config, corpus, tokenizer, encoders, world)
+
+
+def _opened(config: TrainConfig) -> Corpus:
+    """Open the corpus; refuse one that has not what the config trains on."""
+    corpus = open_corpus(config.corpus)
+    if config.split not in corpus.splits or not part_of(corpus, config.split).num:
+        raise ConfigError(
+            f"{config.corpus}: no samples of split `{config.split}`; it has {', '.join(corpus.splits) or 'none'}",
+            hint="set `split` to one of these",
+        )
+    there = {KINDS[number] for number in np.unique(corpus.blocks["kind"])}
+    if missing := ({"text"} if config.image.objective == "none" else {"text", "image"}) - there:
+        raise ConfigError(
+            f"{config.corpus}: no {' and no '.join(sorted(missing))} in it: {', '.join(sorted(there)) or 'nothing'} alone",
+            hint="the trainer wants text and images together: give a corpus of pairs or documents (`mmdata inspect` shows one)",
+        )
+    if "video" in there:
+        raise ConfigError(f"{config.corpus}: has videos, which the trainer does not read", hint="take frames out of them first")
+    return corpus
 
 
 def _trained(config: TrainConfig, corpus: Corpus) -> Tokenizer:

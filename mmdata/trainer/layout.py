@@ -95,7 +95,7 @@ class Sequencer:
         config = self.config
         facts = [
             self.tokenizer.digest, self.sizes.facts, config.layout.max_text_tokens, config.layout.clean_copy, config.mask,
-            config.time.cond, config.image.objective,
+            config.timed, config.image.objective,
         ]  # fmt: skip
         return TokenCounts(digest_json(facts), self._count)
 
@@ -106,7 +106,7 @@ class Sequencer:
     def length(self, text_tokens: list[int], num_images: int) -> int:
         """Return the most tokens that a sample takes: a function of its blocks alone, whatever is drawn for it."""
         config, layout, sizes = self.config, self.config.layout, self.sizes
-        image = sizes.tokens + 2 + (config.time.cond == "token" and config.image.continuous)
+        image = sizes.tokens + 2 + (config.timed == "token")
         if config.mask == "full":
             return 1 + len(text_tokens) * layout.max_text_tokens + num_images * image
         texts = sum(min(num, layout.max_text_tokens) for num in text_tokens)
@@ -188,7 +188,7 @@ class _Builder:
 
     def numbers(self, number: int, level: float, *, learnt: bool, **who: object) -> None:
         """Append the numbers of an image, and before it the token of its time, if time has one."""
-        if self.config.time.cond == "token":
+        if self.config.timed == "token":
             self.add(1, kind=TIME, pos=self.pos, level=level, **who)
         if level > 0:
             self.noise.append(self.random.standard_normal((self.sizes.tokens, self.sizes.dim), dtype=np.float32))

@@ -102,7 +102,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = TowerNorm(towers, width), TowerNorm(towers, width)
         self.attention = Attention(config)
         self.ffn: nn.Module = Experts(config) if config.params.share == "moe" else FeedForward(config)
-        self.time = nn.Parameter(torch.zeros(PARTS, width)) if config.time.cond == "adaln" else None
+        self.time = nn.Parameter(torch.zeros(PARTS, width)) if config.timed == "adaln" else None
 
     def forward(
         self, x_ND: Tensor, where: Where, time_N6D: Tensor | None, cache: Cache | None, layer: int
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
             self.patch_in, self.patch_out = nn.Linear(sizes.dim, width), nn.Linear(width, sizes.dim)
         if sizes.und_dim:
             self.feature_in, self.feature_place = nn.Linear(sizes.und_dim, width), nn.Embedding(sizes.und_tokens, width)
-        timed = config.time.cond if config.image.continuous else "none"
+        timed = config.timed
         if timed != "none":
             self.time = nn.Sequential(nn.Linear(TIME_DIM, width), nn.SiLU(), nn.Linear(width, width))
         if timed == "adaln":

@@ -56,7 +56,7 @@ def _noise(config: "TrainConfig") -> Iterator[str]:
             "`layout.und_noise_cap` lets later text see an image with a little noise: it needs `image.objective` flow or "
             "ddpm_eps, `noise_isolated: false` and a mask that is not full"
         )
-    if config.time.cond != "none" and not image.continuous and "cond" in config.time.model_fields_set:
+    if config.time.cond not in {None, "none"} and not image.continuous:
         yield f"`time.cond: {config.time.cond}` tells of noise, and `image.objective: {image.objective}` has none"
     if config.image.repr.und != "same_as_gen" and config.mask == "full":
         yield "`image.repr.und` other than `same_as_gen` gives an image twice, and `mask: full` keeps one copy of each"
