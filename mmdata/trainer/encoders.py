@@ -80,7 +80,9 @@ class ClipFeatures:
 
     def __call__(self, pixels_IHWC: Tensor) -> Tensor:
         """Return features, (I, N, F) float32."""
-        found = self.towers.patch_features(list(pixels_IHWC.cpu().numpy()))
+        images, size = list(pixels_IHWC.cpu().numpy()), self.towers.batch
+        parts = [self.towers.patch_features(images[start : start + size]) for start in range(0, len(images), size)]
+        found = torch.cat(parts)
         scaled: Tensor = torch.nn.functional.normalize(found, dim=-1) * math.sqrt(found.shape[-1])
         return scaled
 
