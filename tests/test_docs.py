@@ -102,6 +102,7 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
         "docs/exports.md",
         "docs/datacomp.md",
         "docs/tokenizers.md",
+        "docs/trainer.md",
     ):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert "://" in target or ((ROOT / name).parent / target).exists(), f"{name}: {target}"

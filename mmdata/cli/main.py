@@ -11,6 +11,7 @@ from types import FrameType
 import typer
 
 from mmdata.cli import (
+    atlas,
     demo,
     duplicates,
     explain,
@@ -61,6 +62,7 @@ for module in (
     gc,
     train,
     train_report,
+    atlas,
     sample,
     demo,
     schema,

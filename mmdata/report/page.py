@@ -43,6 +43,15 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A point of a plot of two shares, 0 to 1 each: its name, how far across, how far up."""
+
+    name: str
+    across: float
+    up: float
+
+
+@dataclass(frozen=True)
 class Line:
     """A line of a chart: its name, and its points, (x, y) from 0 to 1 each; with `dots`, or where there is but one, marked."""
 
@@ -175,6 +184,28 @@ def lines_html(
         f"<div class=lines><svg width={width} height={height} role=img><text x=0 y=12 font-size=13>{escape(label)}</text>"
         f"{shapes}</svg><br>{keys}</div>"
     )
+
+
+def dots_html(across: str, up: str, dots: Sequence[Dot]) -> str:
+    """Return points of two shares, 0 to 1 each, as an inline SVG, with what each is beneath."""
+    width, height, left, top, base = 350, 330, 46, 22, 300
+    wide, tall = width - left - 18, base - top
+    shapes = f"<text x={left} y=14 font-size=12>{escape(up)}</text>"
+    shapes += f"<text x={width - 8} y={base + 28} font-size=12 text-anchor=end>{escape(across)}</text>"
+    for share, word in SHARES:
+        x, y = left + wide * share, base - tall * share
+        shapes += f"<path stroke='#e4e4e4' fill=none d='M{left} {y:.1f} h{wide} M{x:.1f} {top} v{tall}'/>"
+        shapes += f"<text x={left - 3} y={y + 4:.1f} font-size=11 text-anchor=end>{escape(word)}</text>"
+        shapes += f"<text x={x:.1f} y={base + 14} font-size=11 text-anchor=middle>{escape(word)}</text>"
+    keys = ""
+    for number, dot in enumerate(dots):
+        color = _COLORS[number % len(_COLORS)]
+        # Later dots are smaller, so that equal ones are all seen.
+        radius = 3 + (len(dots) - number) * 5 / max(len(dots), 1)
+        x, y = left + wide * dot.across, base - tall * dot.up
+        shapes += f"<circle cx={x:.1f} cy={y:.1f} r={radius:.1f} fill=none stroke='{color}' stroke-width=2 />"
+        keys += f"<span class=key style='color:{color}'>&#9675; {escape(dot.name)} ({dot.across:.2f}, {dot.up:.2f})</span> "
+    return f"<svg class=lines width={width} height={height} role=img>{shapes}</svg><p>{keys}</p>"
 
 
 def wide_html(html: str) -> str:

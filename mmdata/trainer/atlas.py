@@ -25,7 +25,7 @@ from mmdata.config import Model, build, read_yaml
 from mmdata.errors import RunError
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.data import open_data
-from mmdata.trainer.flops import active_parameters, step_flops
+from mmdata.trainer.flops import step_flops
 from mmdata.trainer.metrics import Estimate, student
 from mmdata.trainer.model import Transformer
 
@@ -135,8 +135,8 @@ def load_atlas(path: Path) -> AtlasConfig:
     return build(AtlasConfig, read_yaml(path))
 
 
-def run_atlas(atlas: AtlasConfig, out: Path, tell: Callable[[str], None]) -> list[CellRun]:
-    """Train and evaluate every cell; return what became of each. RunError when a run fails: those that are done stay."""
+def run_atlas(atlas: AtlasConfig, out: Path, tell: Callable[[str], None]) -> Path:
+    """Train and evaluate every cell; return the `atlas.json` that tells it. RunError when a run fails: those done stay."""
     out.mkdir(parents=True, exist_ok=True)
     steps = plan_steps(atlas)
     for (objective, share), number in steps.items():
@@ -148,8 +148,9 @@ def run_atlas(atlas: AtlasConfig, out: Path, tell: Callable[[str], None]) -> lis
             found.append(run)
             figures = ", ".join(f"{name} {run.figures[name]:.3f}" for name in _told(run))
             tell(f"{len(found)} of {len(todo)}: {run.objective}, {run.share}, seed {run.seed}: {figures}")
-    (out / "atlas.json").write_text(json.dumps([asdict(run) for run in found], indent=1), encoding="utf-8")
-    return found
+    path = out / "atlas.json"
+    path.write_text(json.dumps({"name": atlas.base.name, **summary(found)}, indent=1), encoding="utf-8")
+    return path
 
 
 def plan_steps(atlas: AtlasConfig) -> dict[tuple[str, str], int]:
@@ -165,9 +166,7 @@ def claims_seen(runs: Sequence[CellRun], split: str = "val") -> list[Seen]:
     values = {(run.objective, run.share, run.seed): run.figures for run in runs}
     found = []
     for claim in CLAIMS:
-        seeds = sorted(
-            {seed for *cell, seed in values if tuple(cell) == claim.better} & {s for *c, s in values if tuple(c) == claim.worse}
-        )
+        seeds = sorted({seed for *_, seed in values if {(*claim.better, seed), (*claim.worse, seed)} <= set(values)})
         name = f"{split}/{claim.figure}"
         pairs = [(values[(*claim.better, seed)].get(name), values[(*claim.worse, seed)].get(name)) for seed in seeds]
         apart = np.array([better - worse for better, worse in pairs if better is not None and worse is not None])
@@ -176,14 +175,57 @@ def claims_seen(runs: Sequence[CellRun], split: str = "val") -> list[Seen]:
     return found
 
 
+def summary(runs: Sequence[CellRun]) -> dict[str, Any]:
+    """Return cells with means over seeds, claims beside what was seen, and all runs, as plain values.
+
+    A figure is [mean, low, high]: Student's interval over seeds; of one seed, the interval over the items it was asked.
+    """
+    by_cell: dict[tuple[str, str], list[CellRun]] = {}
+    for run in runs:
+        by_cell.setdefault((run.objective, run.share), []).append(run)
+    cells = [
+        {
+            "objective": objective, "share": share, "seeds": len(group), "steps": group[0].steps, "figures": _figures(group),
+            "flops": float(np.mean([run.flops for run in group])), "memory_mib": max(run.memory_mib for run in group),
+            "samples_per_s": float(np.mean([run.samples / run.seconds for run in group])), "parameters": group[0].parameters,
+        }
+        for (objective, share), group in by_cell.items()
+    ]  # fmt: skip
+    claims = {split: [_claimed(found) for found in claims_seen(runs, split)] for split in ("val", "seen")}
+    return {"cells": cells, "claims": claims, "runs": [asdict(run) for run in runs]}
+
+
+def _figures(group: list[CellRun]) -> dict[str, list[float]]:
+    found = {}
+    for name in group[0].figures:
+        values = [run.figures[name] for run in group if name in run.figures]
+        if name.endswith(("/low", "/high", "/num")) or len(values) < len(group):
+            continue
+        if len(values) > 1:
+            over = student(np.array(values))
+            found[name] = [over.value, over.low, over.high]
+        else:
+            found[name] = [values[0], *(group[0].figures.get(f"{name}/{end}", values[0]) for end in ("low", "high"))]
+    return found
+
+
+def _claimed(found: Seen) -> dict[str, Any]:
+    low, high = found.difference.low, found.difference.high
+    ends = {"low": low, "high": high} if np.isfinite(low) else {"low": None, "high": None}
+    claim = found.claim
+    return {
+        "words": claim.words, "source": claim.source, "figure": claim.figure, "value": found.difference.value, **ends,
+        "verdict": found.verdict,
+    }  # fmt: skip
+
+
 def _step_cost(config: TrainConfig) -> float:
     """Return the mean operations of a step: of its first few, laid out as training will."""
     data = open_data(config)
     model = Transformer(config, data.encoders.sizes)
     with data.loader() as loader:
         batches = [data.batch([list(row) for row in batch.rows]) for batch, _ in zip(loader, range(PROBED), strict=False)]
-    active = active_parameters(model)
-    costs = [step_flops(batch.kinds, active, config.model, batch.pairs) for batch in batches]
+    costs = [step_flops(model, batch.kinds, batch.predicted, batch.pairs) for batch in batches]
     return sum(costs) / len(costs)
 
 

@@ -96,9 +96,9 @@ def angles(pos_BL: Tensor, head: int, base: float, dtype: torch.dtype) -> tuple[
 
 
 def turn(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of features by their angles."""
+    """Turn pairs of features by their angles; in the angles' precision, returned in that of the features."""
     left, right = x_BHLE.chunk(2, -1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x_BHLE.dtype)
 
 
 @cache

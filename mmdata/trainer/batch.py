@@ -39,6 +39,7 @@ class Batch:
     predict_M    flat places that predict an id       aim_M      flat places whose id it is
     level_M      share of masks where it is predicted source_M   number of the sample's source, in `sources`
     counts       of all tokens of a family that its loss is divided by
+    predicted    predictions that are made, by family
     kinds        tokens of text, and of images            pairs      pairs of tokens of which one sees the other
     """
 
@@ -64,6 +65,7 @@ class Batch:
     sources: tuple[str, ...]
     counts: dict[str, int]
     kinds: dict[str, int]
+    predicted: dict[str, int]
     pairs: int
 
     @property
@@ -141,6 +143,10 @@ class _Packer:
             weight_BL=torch.from_numpy(whole["weight"]), source_BL=_int(source_BL), sources=sources,
             counts={family: sum(tokens.counts[family] for tokens in flat) for family in FAMILIES},
             kinds={"text": int(((kind == TEXT) & (doc_BL.reshape(-1) != PADDING_DOC)).sum()), "image": int((kind != TEXT).sum())},
+            predicted={
+                "text": int((kind[aim_BL.reshape(-1)[predict]] == TEXT).sum()),
+                "codes": int((kind[aim_BL.reshape(-1)[predict]] == CODE).sum()), "latents": int(whole["learnt"].sum()),
+            },
             pairs=sum(tokens.pairs for tokens in flat),
         )  # fmt: skip
 

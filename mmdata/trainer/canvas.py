@@ -24,7 +24,7 @@ class Canvas:
         device, self.dtype = model.embed.weight.device, model.embed.weight.dtype
         batch = collate([[one] for one in tokens], len(tokens[0])).to(device)
         self.inputs, _ = fill(batch, encoders, path_of(model.config.image).mix, self.dtype)
-        self.mask = batch.sight.mask()
+        self.mask = batch.sight.dense()
         self.predict, self.learnt = batch.predict_M, batch.learnt_N
         here = batch.latents.at_N[self.learnt]
         # A token that tells a time stands right before the image whose time it is.

@@ -20,6 +20,7 @@ from mmdata.trainer import rules
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 ROUND = 8  # hidden sizes are multiples of it: what grouped matrix products of half precision ask for
 
 
@@ -173,6 +174,14 @@ class SamplerConfig(Model):
     text_block: Annotated[int, Field(ge=0)] = 0
     max_text_tokens: Positive = 48
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.solver != "euler" and self.steps % 2:
+            raise ValueError(f"`steps` {self.steps}: {self.solver} takes two evaluations a step; give an even number")
+        if self.cfg_interval[0] > self.cfg_interval[1]:
+            raise ValueError(f"`cfg_interval` {list(self.cfg_interval)} is empty: give the lower time first")
+        return self
+
 
 class ModelConfig(Model):
     """Shape of the transformer."""
@@ -245,7 +254,7 @@ class OptimConfig(Model):
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
     final_lr: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -320,10 +329,11 @@ class TrainConfig(Model):
 
 
 _ASIDE: Any = {
-    **dict.fromkeys(("corpus", "sampler", "checkpoint_every", "keep", "eval_every", "threads", "loader_threads"), True),
+    **dict.fromkeys(("corpus", "sampler", "checkpoint_every", "keep", "eval_every", "threads", "loader_threads", "name"), True),
     **dict.fromkeys(("parallel", "device", "compile", "activation_checkpointing", "peak_tflops"), True),
     **dict.fromkeys(("evaluate", "tensorboard"), True),
     "optim": {"micro_rows", "nonfinite", "max_skips"},
+    "loss": {"chunk"},
     "image": {"tokenizer"},  # what it makes counts, not where it lies
 }
 

@@ -37,13 +37,14 @@ def draw_masks(random: np.random.Generator, num: int, masking: str, time: float 
     """Draw which of so many tokens are masked, at a time in [0, 1) or at a drawn one.
 
     `likelihood`: each with p = t held above 0.001, weight 1 / p, over all tokens: a bound of the likelihood (MDLM, LLaDA).
-    `cosine`: just cos(pi t / 2) of them, at least one, weight 1, over the masked ones (MaskGIT, Show-o): no bound.
+    `cosine`: just cos(pi (1 - t) / 2) of them, at least one, weight 1, over the masked ones (MaskGIT, Show-o): no bound.
+    At t = 1 all are masked, by both.
     """
     time = float(random.random()) if time is None else time
     if masking == "likelihood":
         share = (1 - LEAST) * time + LEAST
         return Masks(random.random(num) < share, share, 1 / share, num)
-    share = float(np.cos(np.pi / 2 * time))
+    share = float(np.cos(np.pi / 2 * (1 - time)))
     count = max(1, round(num * share))
     masked = np.zeros(num, np.bool_)
     masked[random.permutation(num)[:count]] = True

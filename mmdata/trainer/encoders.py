@@ -60,7 +60,7 @@ class Encoders:
     def decode(self, values: Tensor) -> np.ndarray:
         """Return images, (I, size, size, 3) uint8, of codes or numbers."""
         side = self.config.image.size // self.gen.factor
-        pixels: np.ndarray = self.gen.decode(values, (side, side)).cpu().numpy()
+        pixels: np.ndarray = self.gen.decode(values.to(self.device), (side, side)).cpu().numpy()
         return pixels
 
     @torch.inference_mode()

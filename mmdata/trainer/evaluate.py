@@ -4,7 +4,7 @@
     image_nearest                    share of generated images that are nearest to the image of their own caption
     image_frechet                    distance of generated images to true ones, in features of a network that filters nothing
     clip_image, clip_caption         a scorer's cosine of what was made and what it was made from
-    caption_bits, image_bits         bits a token of the caption, of the codes; image_error of numbers
+    caption_nats, caption_bits       nats a caption, bits a token of it; image_bits a code; image_error of numbers
     retrieval                        chance that the model holds the true caption for likelier than others
 
 Each for `val/...`, held out, and `seen/...`, from the training split. Pictures of a few go to `samples/step-NNNNNN/`.
@@ -109,6 +109,7 @@ class Evaluation:
 
     def _likelihood(self, asked: Questions, scoring: Scoring) -> Iterator[tuple[str, Estimate | float]]:
         losses = scoring.losses(asked.pairs, self.settings.draws)
+        yield "caption_nats", mean(losses.text_N, "caption_nats")
         yield "caption_bits", bits_per_token(float(losses.text_N.sum()), max(int(losses.text_tokens_N.sum()), 1))
         total, tokens = float(losses.image_N.sum()), max(int(losses.image_tokens_N.sum()), 1)
         if self.config.image.objective != "none":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mmdata.trainer.config import ModelConfig, TrainConfig
+from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.model import Transformer
 
 # 1e12 dense operations a second in bfloat16, from the vendor's data sheets.
@@ -19,28 +19,32 @@ PEAKS = {
 }  # fmt: skip
 
 
-def step_flops(kinds: Mapping[str, float], active: Mapping[str, int], config: ModelConfig, pairs: float) -> float:
+def step_flops(model: Transformer, kinds: Mapping[str, float], predicted: Mapping[str, float], pairs: float) -> float:
     """Return the operations of a step.
 
-    kinds   tokens of each kind               active  parameters that a token of each kind is multiplied with
+    kinds   tokens of text and of images              predicted   predictions of each family, which alone have logits
     pairs   of tokens that the mask allows, summed over rows
     """
+    sizes, config, active = model.sizes, model.config.model, active_parameters(model)
     products = sum(number * active[kind] for kind, number in kinds.items())
-    return 6 * products + 12 * config.layers * config.width * pairs
+    stream = model.config.text.objective == model.config.image.objective == "ar"
+    ids = {"text": sizes.ids if stream else sizes.vocab, "codes": sizes.ids if stream else sizes.codes, "latents": sizes.dim}
+    heads = sum(number * config.width * ids[family] for family, number in predicted.items())
+    return 6 * (products + heads) + 12 * config.layers * config.width * pairs
 
 
 def active_parameters(model: Transformer) -> dict[str, int]:
     """Return how many parameters a token of text, and one of an image, is multiplied with: one tower, `top_k` experts.
 
-    The head of ids is counted for both, the maps of an image's numbers for images alone.
+    The maps of an image's numbers are counted for images alone, the heads for neither: they make few predictions.
     """
     towers, params = model.config.params.towers, model.config.params
     both = images = 0
     for name, parameter in model.named_parameters():
         first, num = name.partition(".")[0], parameter.numel()
-        if first in {"patch_in", "patch_out", "feature_in", "time"}:
+        if first in {"patch_in", "feature_in", "time"}:
             images += num
-        elif first not in {"embed", "place", "feature_place"}:
+        elif first not in {"embed", "place", "feature_place", "head", "patch_out"}:
             routed = (
                 params.share == "moe" and ".ffn." in name and name.rpartition(".")[2] in {"up", "down"} and "shared" not in name
             )

@@ -26,7 +26,7 @@ from mmdata.shards import KINDS
 from mmdata.storage import digest_json
 from mmdata.text.tokenizer import BOI, BOS, EOI, EOS, NULL, Tokenizer
 from mmdata.trainer.config import TrainConfig
-from mmdata.trainer.corrupt import Masks, draw_masks, draw_time
+from mmdata.trainer.corrupt import LEAST, Masks, draw_masks, draw_time
 from mmdata.trainer.sizes import Sizes
 from mmdata.trainer.vision import fit_square
 
@@ -136,7 +136,7 @@ class Sequencer:
         if self.config.mask == "full":
             return _Full(self.config, self.sizes, random).document(blocks, source)
         if len(blocks) == 2:
-            first = random.random() < self.config.layout.p_caption_first
+            first = random.random() < self.config.layout.p_caption_first and self.config.image.objective != "none"
             blocks = sorted(blocks, key=lambda block: isinstance(block, np.ndarray) == first)
         return _Causal(self.config, self.sizes, random).document(blocks, source)
 
@@ -253,28 +253,30 @@ class _Causal(_Builder):
         dropped = self._dropped(blocks)
         self.last = NOBODY  # the token that predicts the next one
         self.text([BOS], learn=False)
-        told = False
+        told = blind = False
         for place, block in enumerate(blocks):
-            if isinstance(block, np.ndarray):
-                if place in dropped:
-                    self.null_image()
-                else:
-                    self.image(block, made=told, last=place == len(blocks) - 1)
-            else:
-                self.text([NULL] * len(block) if place in dropped else block, learn=place not in dropped)
+            if not isinstance(block, np.ndarray):
+                self.text([NULL] * len(block) if place in dropped else block, learn=place not in dropped and not blind)
                 told = True
-        self.text([EOS])
+            elif place in dropped:
+                self.null_image()
+            else:
+                self.image(block, made=told, last=place == len(blocks) - 1)
+                # Text after an image that it sees through much noise would learn to go without it.
+                blind |= told and not self.config.noise_isolated and self.config.image.objective not in {"ar", "none"}
+        self.text([EOS], learn=not blind)
         return self.finish(source)
 
     def _dropped(self, blocks: list[Block]) -> set[int]:
-        """Draw which conditions of the first generated image are dropped: texts, images, or both."""
+        """Draw which conditions of a generated image are dropped, of all that stand before it: texts, images, or both."""
         kinds = [isinstance(block, np.ndarray) for block in blocks]
-        made = next((place for place, image in enumerate(kinds) if image and not all(kinds[:place])), None)
+        made = [place for place, image in enumerate(kinds) if image and not all(kinds[:place])]
         layout = self.config.layout
         drop_text, drop_image = self.random.random() < layout.p_drop_text, self.random.random() < layout.p_drop_image
-        if made is None or self.config.image.objective == "none":
+        which = self.random.random()
+        if not made or self.config.image.objective == "none":
             return set()
-        return {place for place in range(made) if (drop_image if kinds[place] else drop_text)}
+        return {place for place in range(made[int(which * len(made))]) if (drop_image if kinds[place] else drop_text)}
 
     def text(self, ids: list[int], *, learn: bool = True, **who: object) -> None:
         """Append text; each token is predicted by the one before, if there is one that may."""
@@ -334,7 +336,7 @@ class _Causal(_Builder):
             self.last = NOBODY
         self.edge(BOI, learn=not again, veil=veil if copied else NOBODY)
         who = {"span": self.segment if self.config.mask == "span_bidir" else -1, "veil": veil, "tower": self.tower(made=made)}
-        if self.config.image.continuous:
+        if self.sizes.dim:
             self._numbers(number, who, made=made, corrupted=corrupted)
         else:
             self._codes(number, who, corrupted=corrupted)
@@ -437,11 +439,11 @@ class _Full(_Builder):
         return places[side], places[other] if drops[other] else set()
 
     def _times(self) -> dict[str, float]:
-        """Draw the times of both sides: two, or one for both."""
+        """Draw the times of both sides: two, or one for both, which is even, for the text's weights ask for that."""
         text, image = float(self.random.random()), draw_time(self.random, self.config)
-        if not self.config.image.continuous:
-            image = float(self.random.random())
-        return {"text": image if self.config.time.joint == "shared_t" else text, "image": image}
+        if self.config.time.joint == "shared_t":
+            return {"text": text, "image": max(text, LEAST)}
+        return {"text": text, "image": image if self.config.image.continuous else float(self.random.random())}
 
     def _slot(self, ids: list[int], hidden: dict[str, Any]) -> None:
         num = self.config.layout.max_text_tokens

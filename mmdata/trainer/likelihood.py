@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from mmdata.loader import keyed
+from mmdata.text.tokenizer import EOS, SPECIALS
 from mmdata.trainer.batch import collate
 from mmdata.trainer.encoders import Encoders
-from mmdata.trainer.layout import Sequencer
+from mmdata.trainer.layout import TEXT, Sequencer, Tokens
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.objectives import token_losses
 
@@ -25,7 +26,8 @@ Pair = tuple[str, np.ndarray]  # a caption, and an image as (H, W, 3) uint8
 class PairLosses:
     """Sums of losses over the tokens of each pair, weighted as in training, and the tokens they are divided by; all (N,).
 
-    text    nats of the caption, given the image (for `text.objective: mdm` a bound; for `masking: cosine` not even that)
+    text    nats of the caption's own ids and of the eos behind it, given the image: the same tokens for every objective
+            (for `text.objective: mdm` a bound; for `masking: cosine` not even that)
     image   nats of the codes, or squared errors of the numbers, given the caption
     """
 
@@ -71,16 +73,34 @@ class Scoring:
             length = max(len(one) for one in laid)
             device = self.model.embed.weight.device
             found, _, _ = token_losses(self.model, collate([[one] for one in laid], length).to(device), self.encoders)
+            asked = np.stack([np.pad(_asked(one), (0, length - len(one))) for one in laid]).reshape(-1)
             for losses in found:
                 if losses.family in families:
-                    row = (losses.at_M // length).cpu().numpy()
-                    np.add.at(total, start + row, (losses.loss_M * losses.weight_M).double().cpu().numpy())
-            tokens[start : start + len(part)] = [sum(one.counts[family] for family in families) for one in laid]
+                    at = losses.at_M.cpu().numpy()
+                    worth = (losses.loss_M * losses.weight_M).double().cpu().numpy()
+                    np.add.at(total, start + at // length, worth if first else worth * asked[at])
+            counts = [sum(one.counts[family] for family in families) for one in laid]
+            tokens[start : start + len(part)] = counts if first else [len(_own(one)) for one in laid]
         return total, tokens
 
 
+def _own(tokens: Tokens) -> np.ndarray:
+    """Return the places of a caption's own ids, and of the first eos behind them."""
+    own = np.flatnonzero((tokens.kind_T == TEXT) & (tokens.ids_T >= len(SPECIALS)))
+    ends = np.flatnonzero((tokens.kind_T == TEXT) & (tokens.ids_T == EOS))
+    behind = ends[ends > own[-1]][:1] if len(own) else ends[:1]
+    return np.concatenate([own, behind])
+
+
+def _asked(tokens: Tokens) -> np.ndarray:
+    """Return which tokens predict the caption's own, (T,) bool."""
+    found: np.ndarray = np.isin(tokens.aim_T, _own(tokens))
+    return found
+
+
 def _directed(sequencer: Sequencer, *, first: bool) -> Sequencer:
-    layout = {"p_caption_first": float(first), "p_drop_text": 0.0, "p_drop_image": 0.0, "decompose": 0.0}
+    layout = {"p_caption_first": float(first), "p_drop_text": 0.0, "p_drop_image": 0.0, "decompose": 0.0, "und_noise_cap": 0.0}
     config = sequencer.config
-    changed = config.model_copy(update={"layout": config.layout.model_copy(update=layout)})
+    clean = config.time.model_copy(update={"joint": "one_side_clean"})
+    changed = config.model_copy(update={"layout": config.layout.model_copy(update=layout), "time": clean})
     return Sequencer(changed, sequencer.tokenizer, sequencer.sizes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdata.errors import ConfigError, RunError, did_you_mean, first_line
-from mmdata.trainer.batch import Batch
+from mmdata.trainer.batch import FAMILIES, Batch
 from mmdata.trainer.checkpoint import Checkpoint, check_same, latest, name_of, save
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.data import Data, open_data
@@ -29,7 +29,7 @@ from mmdata.trainer.flops import active_parameters, peak_flops, step_flops
 from mmdata.trainer.layout import Tokens
 from mmdata.trainer.log import METRICS, Log
 from mmdata.trainer.model import Transformer
-from mmdata.trainer.moe import end_step
+from mmdata.trainer.moe import end_step, forget_loads
 from mmdata.trainer.objectives import counts_of, divisor, is_low, loss_sums, weighted
 from mmdata.trainer.optim import learning_rate, load_state, make_optimizer, state_of
 
@@ -91,6 +91,7 @@ class _Run:
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.model = Transformer(config, self.data.encoders.sizes).to(world.device, self.dtype)
         self.active = active_parameters(self.model)
+        self.counted = {"kind": tuple(self.active), "predicted": FAMILIES}
         self.shared = share(Objective(self.model, self.data.encoders), list(self.model.blocks), config, world)
         self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.optim.ema)
@@ -136,12 +137,11 @@ class _Run:
             self.optimizer.zero_grad(set_to_none=True)
             sums, detail = self._backward(micro, counts)
             norm = clip(self._learnt(), optim.clip)
-        self._apply(sums, norm)
-        loads = end_step(self.model, self.world.add)
+            loads = self._apply(sums, norm)
         self.step += 1
         counters, seconds = self.counters, time.perf_counter() - started
-        kinds = {kind: counts[f"kind {kind}"] for kind in self.active}
-        flops = step_flops(kinds, self.active, self.config.model, counts["pairs"])
+        kinds, predicted = ({name: counts[f"{what} {name}"] for name in names} for what, names in self.counted.items())
+        flops = step_flops(self.model, kinds, predicted, counts["pairs"])
         counters.tokens, counters.samples = counters.tokens + int(counts["all"]), counters.samples + int(counts["samples"])
         counters.flops += flops
         losses = {f"loss/{name}": value / divisor(name, counts) for name, value in sums.items()} | detail
@@ -171,7 +171,8 @@ class _Run:
         return {
             "samples": sum(len(row) for row in rows), "places": len(rows) * self.config.layout.row_tokens,
             "pairs": sum(batch.pairs for batch in micro),
-            **{f"kind {kind}": sum(batch.kinds[kind] for batch in micro) for kind in self.active},
+            **{f"kind {name}": sum(batch.kinds[name] for batch in micro) for name in self.counted["kind"]},
+            **{f"predicted {name}": sum(batch.predicted[name] for batch in micro) for name in self.counted["predicted"]},
         }  # fmt: skip
 
     def _backward(self, micro: list[Batch], counts: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
@@ -191,8 +192,11 @@ class _Run:
         means = {f"loss/{name}": found[PART + name] / max(found[TOKENS + name], 1) for name in sorted(parts)}
         return {name: value for name, value in found.items() if not name.startswith((PART, TOKENS))}, means
 
-    def _apply(self, sums: Mapping[str, float], norm: float) -> None:
-        """Change the weights, unless something is not finite: all ranks see the same numbers, and do the same."""
+    def _apply(self, sums: Mapping[str, float], norm: float) -> dict[str, float]:
+        """Change the weights, unless something is not finite: all ranks see the same numbers, and do the same.
+
+        Returns the experts' shares of the tokens.
+        """
         wrong = [f"loss `{name}`" for name, value in sums.items() if not math.isfinite(value)]
         wrong += [] if math.isfinite(norm) else [f"gradient of {self._not_finite()}"]
         counters, optim = self.counters, self.config.optim
@@ -200,12 +204,14 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(optim, self.step)
             self.optimizer.step()
+            loads = end_step(self.model, self.world.add)
             self.ema.update(self.step)
             counters.skips_in_a_row = 0
-            return
+            return loads
+        forget_loads(self.model)
         counters.skipped, counters.skips_in_a_row = counters.skipped + 1, counters.skips_in_a_row + 1
         if optim.nonfinite == "skip" and counters.skips_in_a_row <= optim.max_skips:
-            return
+            return {}
         often = f", {counters.skips_in_a_row} steps in a row" if optim.nonfinite == "skip" else ""
         raise RunError(
             f"step {self.step + 1}: not finite{often}: {', '.join(wrong)}; the last checkpoint stays",
@@ -257,8 +263,9 @@ class _Run:
 
     def save(self, figures: Mapping[str, float]) -> Path:
         """Write a checkpoint; `figures` are those of an evaluation at this step, if there was one."""
-        metric = self.config.keep.metric
-        if figures and self.config.keep.best and metric not in figures:
+        metric, asks = self.config.keep.metric, self.config.evaluate
+        whole = bool(figures) and (not asks.samples or self.due(asks.every))
+        if whole and self.config.keep.best and metric not in figures and "metric" in self.config.keep.model_fields_set:
             raise ConfigError(f"`keep.metric` {metric} is no figure of the evaluation", hint=did_you_mean(metric, figures))
         state: dict[str, Any] = {
             "step": self.step, "counters": vars(self.counters), "loader": self.loader.state().to_json(), "metrics": dict(figures),

@@ -48,7 +48,8 @@ class Experts(nn.Module):
         scores_NE = self.scores(x_ND)
         chosen_NK = (scores_NE + self.bias_E).topk(self.params.top_k, -1).indices
         gates_NK = scores_NE.gather(1, chosen_NK)
-        gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
+        if self.params.top_k > 1:  # of one expert the share would always be 1, and teach the router nothing
+            gates_NK = gates_NK / gates_NK.sum(-1, keepdim=True)
         out = self.dispatch(x_ND, chosen_NK, gates_NK.to(x_ND.dtype))
         if self.shared is not None:
             out = out + self.shared(x_ND)
@@ -113,6 +114,12 @@ def grouped(x_SD: Tensor, weight_EOD: Tensor, sizes_E: Tensor) -> Tensor:
 def experts_of(model: nn.Module) -> Iterator[Experts]:
     """Yield the layers of experts of a model."""
     return (module for module in model.modules() if isinstance(module, Experts))
+
+
+def forget_loads(model: nn.Module) -> None:
+    """Forget what was counted since the last step: it came to nothing."""
+    for layer in experts_of(model):
+        layer.load_ME.zero_()
 
 
 @torch.no_grad()

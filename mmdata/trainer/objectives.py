@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, functional
 from torch.utils.checkpoint import checkpoint
 
-from mmdata.trainer.batch import FAMILIES, Batch, Inputs, Truth, fill
+from mmdata.trainer.batch import FAMILIES, Batch, Truth, fill
 from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.model import Hidden, Transformer
@@ -63,17 +63,15 @@ def token_losses(model: Module, batch: Batch, encoders: Encoders) -> tuple[list[
     inputs, truth = fill(batch, encoders, path.mix, inner.embed.weight.dtype)
     device = batch.ids_BL.device.type
     low = is_low(inner.config.precision, device)
+    # Batches of an evaluation have many lengths, for each of which FlexAttention would be compiled.
+    mask = batch.sight.mask() if model.training else batch.sight.dense()
     # Matrix products may run in bfloat16; logits, numbers and sums are float32 or wider in any case.
     with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
-        found: tuple[list[Losses], Tensor, Tensor] = model(
-            inputs, batch.sight.mask(), then=partial(_losses, inner, batch, inputs, truth)
-        )
+        found: tuple[list[Losses], Tensor, Tensor] = model(inputs, mask, then=partial(_losses, inner, batch, truth))
     return found
 
 
-def _losses(
-    model: Transformer, batch: Batch, inputs: Inputs, truth: Truth, hidden: Hidden
-) -> tuple[list[Losses], Tensor, Tensor]:
+def _losses(model: Transformer, batch: Batch, truth: Truth, hidden: Hidden) -> tuple[list[Losses], Tensor, Tensor]:
     """Compare hidden states with the truth.
 
     A family without a token still touches its head, so that gradients are zero and never absent.
@@ -92,9 +90,9 @@ def _losses(
                 z = z + square
         if model.sizes.dim:
             at = batch.latents.at_N[batch.learnt_N]
-            given, x_t, t = model.patch_out(states[at]), inputs.values_NP[batch.learnt_N], truth.time_N[:, None]
+            given, t = model.patch_out(states[at]), truth.time_N[:, None]
             target: Head = "noise" if config.image.objective == "ddpm_eps" else "velocity"
-            loss = path_of(config.image).loss(config.image.head, given, x_t, truth.clean_NP, truth.noise_NP, t, target)
+            loss = path_of(config.image).loss(config.image.head, given, truth.clean_NP, truth.noise_NP, t, target)
             found.append(Losses("latents", loss, torch.ones_like(loss), at))
     return found, z, hidden.balance
 
@@ -123,7 +121,7 @@ def _cross_entropy(
     chunk = model.config.loss.chunk
     aim_M = aim_M - (model.sizes.vocab if family == "codes" else 0)
     if not len(at_M):
-        nothing = 0 * model.logits(states_ND[:1], family).sum()
+        nothing = 0 * functional.linear(states_ND[:1], model.head.weight).sum()
         return nothing.expand(0), nothing
 
     def part(hidden_MD: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Reader:
     def numbers(self, values_BNP: Tensor, time: float, *, made: bool = True, keep: bool = False) -> Tensor:
         """Let numbers at a noise time see the cache and each other; return what the head gives, (B, N, P)."""
         told, num = int(self.model.timed == "token"), self.sizes.tokens
-        inputs = self._image(told + num, made=made, time=time)
+        inputs = self._image(told + num, made=made, time=time, told=told)
         at = (torch.arange(self.rows)[:, None] * (told + num) + told + torch.arange(num)).reshape(-1).to(self.device)
         inputs = inputs._replace(
             latents=self._part(at), values_NP=values_BNP.reshape(-1, self.sizes.dim).to(self.device, self.dtype),
@@ -58,7 +58,6 @@ class Reader:
         )  # fmt: skip
         if told:
             inputs.pos_BL[:, 0] = self.pos
-            inputs.tower_BL[:, 0] = 0
         hidden = self._read(inputs, self._within(told + num), keep=keep)
         if keep:
             self._pass(num)
@@ -119,10 +118,6 @@ class Reader:
         self._pass(num)
         return self._close()
 
-    def close(self) -> Tensor:
-        """Read the eoi of an image that was written code by code; return the logits after it."""
-        return self._close()
-
     def _close(self) -> Tensor:
         logits = self.edge(EOI)
         self.pos += 1
@@ -143,12 +138,11 @@ class Reader:
         number = torch.arange(self.rows * num, device=self.device)
         return Part(at_N, number // num, number % num)
 
-    def _image(self, num: int, *, made: bool, time: float = 0.0) -> Inputs:
-        """Return the inputs of image tokens, values left out."""
+    def _image(self, num: int, *, made: bool, time: float = 0.0, told: int = 0) -> Inputs:
+        """Return the inputs of image tokens, values left out; the first `told` of them tell a time."""
         params = self.config.params
         tower = 0 if params.share != "mot" else 1 if params.route_by == "modality" else (MADE if made else READ)
-        places = self._places(self.sizes.tokens) if num >= self.sizes.tokens else self._places(num)
-        pos = torch.cat([torch.full((max(num - len(places), 0),), self.pos), places])[:num]
+        pos = torch.cat([torch.full((told,), self.pos), self._places(num - told)])
         inputs = self._inputs(torch.zeros(self.rows, num, dtype=torch.long), pos)
         return inputs._replace(
             tower_BL=torch.full_like(inputs.tower_BL, tower), modality_BL=torch.ones_like(inputs.modality_BL),

@@ -37,8 +37,6 @@ def _mask(config: "TrainConfig") -> Iterator[str]:
         yield "`mask: full` shows `text.objective: ar` the token that it is to predict: set `span_bidir` or `causal`"
     if image == "ar" and config.mask != "causal":
         yield f"`mask: {config.mask}` shows `image.objective: ar` the code that it is to predict: set `causal`"
-    if image == "none" and config.layout.p_caption_first > 0 and config.text.objective == "mdm":
-        yield "`image.objective: none` generates no image: set `layout.p_caption_first: 0`"
     if config.time.joint != "one_side_clean" and config.mask != "full":
         yield f"`time.joint: {config.time.joint}` corrupts text and image together, which needs `mask: full`"
 
@@ -47,6 +45,12 @@ def _noise(config: "TrainConfig") -> Iterator[str]:
     layout, image = config.layout, config.image
     if not config.noise_isolated and layout.clean_copy and config.mask != "full":
         yield "`layout.clean_copy` is for isolated noise: set `noise_isolated: true`, or drop the copy"
+    hidden = config.noise_isolated and not layout.clean_copy and image.repr.und == "same_as_gen"
+    if hidden and config.mask != "full" and image.objective not in {"ar", "none"}:
+        yield (
+            "`noise_isolated: true` without `layout.clean_copy` hides a generated image from the text after it: keep the copy, "
+            "or set `noise_isolated: false`"
+        )
     if layout.und_noise_cap and (config.noise_isolated or not image.continuous or config.mask == "full"):
         yield (
             "`layout.und_noise_cap` lets later text see an image with a little noise: it needs `image.objective` flow or "
@@ -68,5 +72,7 @@ def _sizes(config: "TrainConfig") -> Iterator[str]:
             f"`image.patch` {image.patch} makes {dim} numbers a patch, above `model.width` {config.model.width}: a {image.head} "
             "of that rank cannot be predicted; use smaller patches, a wider model, or `predict: clean`"
         )
+    if params.share == "moe" and config.model.width % 8:
+        yield f"`model.width` {config.model.width}: experts of half precision are multiplied in multiples of 8"
     if params.share == "moe" and params.top_k > params.experts:
         yield f"`params.top_k` {params.top_k} is above `params.experts` {params.experts}"

@@ -64,12 +64,12 @@ def ode(  # noqa: PLR0913, PLR0917 - what is followed, along what, how
             x = _ddim(predict(x, now), x, path, head, now, then, limit)
             continue
         step = then - now
-        v = _velocity(predict(x, now), x, path, head, now)
+        v = _velocity(predict(x, now), x, path, head, now, limit)
         if config.solver == "heun":
-            v = (v + _velocity(predict(x + step * v, then), x + step * v, path, head, then)) / 2
+            v = (v + _velocity(predict(x + step * v, then), x + step * v, path, head, then, limit)) / 2
         else:
             middle = now + step / 2
-            v = _velocity(predict(x + step / 2 * v, middle), x + step / 2 * v, path, head, middle)
+            v = _velocity(predict(x + step / 2 * v, middle), x + step / 2 * v, path, head, middle, limit)
         x = x + step * v
     return x
 
@@ -85,8 +85,12 @@ def _ddim(  # noqa: PLR0913, PLR0917
     return path.mix(clean, noise, s)
 
 
-def _velocity(given: Tensor, x: Tensor, path: Path, head: Head, now: float) -> Tensor:
-    return path.to_velocity(head, given, x, torch.tensor(now, dtype=x.dtype, device=x.device))
+def _velocity(given: Tensor, x: Tensor, path: Path, head: Head, now: float, limit: float | None) -> Tensor:
+    t = torch.tensor(now, dtype=x.dtype, device=x.device)
+    if limit is None or path.name == "flow":
+        return path.to_velocity(head, given, x, t)
+    clean = path.to_clean(head, given, x, t).clamp(-limit, limit)
+    return path.velocity(clean, path.to_noise("clean", clean, x, t), t)
 
 
 def mask_counts(num: int, steps: int) -> list[int]:
@@ -109,8 +113,9 @@ def maskgit(logits: Callable[[Tensor, Tensor], Tensor], num: int, randoms: Rando
     codes = torch.zeros(len(randoms), num, dtype=torch.long)
     masked = torch.ones_like(codes, dtype=torch.bool)
     for k, left in enumerate(mask_counts(num, steps), 1):
-        share = _shares(logits(codes, masked), config.image_temperature, config.top_k)
-        drawn = _categorical(share, randoms)
+        given = logits(codes, masked).double().cpu()
+        drawn = _categorical(_shares(given, config.image_temperature, config.top_k), randoms)
+        share = given.softmax(-1)  # how sure the model is, whatever the temperature
         noise = torch.from_numpy(np.stack([random.gumbel(size=num) for random in randoms])).to(share)
         sure = (
             share.gather(-1, drawn[..., None])[..., 0].clamp(min=1e-30).log()
@@ -151,7 +156,7 @@ def reveal(logits: Callable[[Tensor, Tensor], Tensor], num: int, randoms: Random
     steps = max(1, config.text_steps // len(blocks))
     for start, stop in blocks:
         for count in transfer_counts(stop - start, min(steps, stop - start)):
-            found = logits(ids, masked)
+            found = logits(ids, masked).cpu()
             drawn = _ids(found, config.temperature, randoms)
             sure = found.double().log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
             sure = torch.where(masked, sure, -torch.inf)

@@ -10,6 +10,7 @@ from PIL import Image
 from mmdata.errors import ConfigError, RecordError
 from mmdata.loader import keyed
 from mmdata.media import Jail
+from mmdata.storage import digest_bytes
 from mmdata.trainer.checkpoint import Checkpoint, open_checkpoint
 from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.layout import Sequencer
@@ -47,7 +48,7 @@ class Generator:
         found: list[str] = []
         for start in range(0, len(images), BATCH):
             group = np.stack([self.sequencer.fit(image) for image in images[start : start + BATCH]])
-            randoms = [keyed(seed, "caption", image.tobytes().hex()[:64]) for image in group]
+            randoms = [keyed(seed, "caption", digest_bytes(image.tobytes())) for image in group]
             found += [self.tokenizer.decode(ids) for ids in self.samples.captions(group, randoms)]
         return found
 

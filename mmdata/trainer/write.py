@@ -7,6 +7,7 @@ Axes: B rows, of one structure; C conditions: all, then without text, then witho
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from mmdata.errors import ConfigError
 from mmdata.text.tokenizer import BOI, BOS, EOS, NULL
 from mmdata.trainer.canvas import Canvas
-from mmdata.trainer.config import TrainConfig
 from mmdata.trainer.encoders import Encoders
 from mmdata.trainer.layout import Block, Sequencer
 from mmdata.trainer.model import Transformer
@@ -67,10 +67,12 @@ class Writer:
         if self.config.mask == "full":
             raise ConfigError("`mask: full` fills slots and does not go on by itself", hint="ask for images or captions")
         config = self.config.sampler
-        scales = [config.cfg, config.cfg_image] if config.cfg != 1 or config.cfg_image != 1 else []
-        tracks = [self._track(blocks, texts=True, images=True)]
-        if scales:
-            tracks += [self._track(blocks, texts=False, images=True), self._track(blocks, texts=False, images=False)]
+        # What is dropped, one after the other: the texts, then the images too.
+        drops = [(True, True), (False, True), (False, False)][
+            : 1 if config.cfg == config.cfg_image == 1 else 2 + (config.cfg_image != 1)
+        ]
+        scales = [config.cfg, config.cfg_image][: len(drops) - 1]
+        tracks = [self._track(blocks, texts=texts, images=images) for texts, images in drops]
         made: list[Block] = []
         logits, ids = tracks[0][1], list[int]()
         while len(made) < more:
@@ -109,20 +111,24 @@ class Writer:
 
     def _image_in(self, tracks: list[tuple[Reader, Tensor]], scales: list[float], random: np.random.Generator) -> np.ndarray:
         """Write an image after what each condition has read, let all of them read it, and return it."""
-        values = self._made(_Several([reader for reader, _ in tracks], self.config), scales, [random])
+        # What is read while an image is being made is forgotten: the finished one is read instead.
+        values = self._made(_Several([copy(reader) for reader, _ in tracks]), scales, [random])
         image = self.encoders.decode(values)
         for number, (reader, _) in enumerate(tracks):
-            tracks[number] = reader, self._show(reader, image, made=True)
+            tracks[number] = reader, self._show(reader, image, made=True, values=values)
         found: np.ndarray = image[0]
         return found
 
-    def _show(self, reader: Reader, images: np.ndarray, *, made: bool) -> Tensor:
-        """Read finished images as what follows them sees them; return the logits after."""
+    def _show(self, reader: Reader, images: np.ndarray, *, made: bool, values: Tensor | None = None) -> Tensor:
+        """Read finished images as what follows them sees them; return the logits after.
+
+        values   what was sampled, for a made image: its encoding may be another
+        """
         pixels = torch.from_numpy(np.array(images)).to(reader.device)
         own = made and self.config.image.objective != "none"
         logits = None
         if own or not self.model.sizes.und_dim:
-            logits = reader.image(self.encoders.encode(pixels), made=made)
+            logits = reader.image(self.encoders.encode(pixels) if values is None else values, made=made)
         if self.model.sizes.und_dim:
             logits = reader.features(self.encoders.understand(pixels))
         if logits is None:
@@ -146,7 +152,7 @@ class Writer:
         return found
 
     def _image(self, reader: Reader, scales: list[float], randoms: Randoms) -> Tensor:
-        return self._made(_Several([reader], self.config), scales, randoms)
+        return self._made(_Several([reader]), scales, randoms)
 
     def _made(self, source: "_Several", scales: list[float], randoms: Randoms) -> Tensor:
         """Write an image after what has been read: numbers (B, N, P) or codes (B, N)."""
@@ -204,8 +210,8 @@ class Writer:
 class _Several:
     """Readers, one a condition or one for all conditions, as one source of predictions: conditions are rows, in order."""
 
-    def __init__(self, readers: Sequence[Reader], config: TrainConfig) -> None:
-        self.readers, self.config = readers, config
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self.readers = readers
         self.logits = torch.zeros(0)
 
     def edge(self, index: int) -> None:

@@ -102,7 +102,7 @@ def test_L09_a_full_disk_leaves_the_checkpoint_before_and_says_so(shapes: str, s
 
 @pytest.mark.fault("L14")
 def test_L14_steps_are_bit_equal_twice_and_resumed(shapes: str, tmp_path: Path) -> None:
-    num, stops = (200, (37, 100, 199)) if GAUNTLET else (60, (11, 30, 59))  # an epoch is 20 steps
+    num, stops = (200, (37, 100, 199)) if GAUNTLET else (40, (27,))  # an epoch is 20 steps
     first = tmp_path / "first"
     assert trained(shapes, first, num, num) == 0
     whole, state = losses(first), latest(first)

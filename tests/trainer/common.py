@@ -109,6 +109,8 @@ def small(folder: Path, *parts: dict[str, Any], **changes: object) -> Small:
     for name, value in model.named_parameters():
         if value.dim() > 1 and not float(value.detach().abs().max()):
             torch.nn.init.normal_(model.get_parameter(name), std=0.1)
+        with torch.no_grad():
+            value.add_(torch.randn(value.shape, dtype=torch.float64), alpha=0.02)  # towers begin alike, and must not here
     return Small(made, encoders, Sequencer(made, words(), encoders.sizes), model)
 
 

@@ -20,6 +20,7 @@ from mmdata.trainer.moe import Experts, end_step, experts_of, grouped
 from mmdata.trainer.objectives import counts_of, loss_sums, token_losses, weighted
 from mmdata.trainer.paths import path_of
 from mmdata.trainer.reader import Reader
+from mmdata.trainer.write import Writer
 from tests.trainer.common import GRID, OBJECTIVES, SHARES, Small, batch_of, merged, picture, small, words
 
 CAUSAL = ("ar", "transfusion")
@@ -237,6 +238,47 @@ def test_a_batch_without_images_gives_zero_and_not_no_gradient(tmp_path: Path, o
         assert found["blocks.0.ffn.up.weight"][0].abs().max() > 0
     for name in ("patch_out.weight", "patch_in.weight", "place.weight"):
         assert name not in found or found[name].abs().max() == 0
+
+
+@pytest.mark.parametrize("objective", ["masked", "dual"])
+def test_a_batch_without_masked_text_has_a_loss(tmp_path: Path, objective: str) -> None:
+    one = cell(tmp_path, objective, layout={"p_caption_first": 1.0})
+    batch = batch_of([one.tokens("ti")])
+    assert batch.predicted["text"] == 0
+    assert all(bool(value.isfinite().all()) for value in grads(one, [batch], counts_of([batch])).values())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_pairs_are_those_that_the_mask_allows(tmp_path: Path, objective: str) -> None:
+    one = cell(tmp_path, objective)
+    batch = batch_of([one.tokens("titi"), one.tokens("it")], [one.tokens("tit")])
+    assert batch.pairs == int(batch.sight.dense().sum()) - (batch.ids_BL.numel() - batch.used)
+
+
+@pytest.mark.parametrize(
+    ("objective", "extra"), [("ar", {}), ("transfusion", {}), ("ar", {"image": {"repr": {"und": "pixel_patch"}}})]
+)
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_document_goes_on_as_if_its_image_had_been_given(
+    tmp_path: Path, objective: str, extra: dict[str, Any], guided: bool
+) -> None:
+    """What follows an image that was made is what follows it where it is read: nothing of its making is left behind."""
+    sampler = {"sampler": {"steps": 2, "max_text_tokens": 3, "cfg": 2.0 if guided else 1.0, "cfg_image": 1.5 if guided else 1.0}}
+    one = small(tmp_path, OBJECTIVES[objective], sampler, extra)
+    writer = Writer(one.model.eval(), one.encoders, one.sequencer)
+    text = words().encode("a red 0")
+    tracks = [writer._track([text], texts=True, images=True) for _ in range(1 + 2 * guided)]
+    image = writer._image_in(tracks, [2.0, 1.5] if guided else [], keyed("document"))
+    made, logits = tracks[0]
+    given = Reader(one.model, 1)
+    given.text([[BOS, *text]])
+    values = one.encoders.encode(torch.from_numpy(image)[None])
+    expected = given.image(values, made=True)
+    if one.encoders.sizes.und_dim:
+        expected = given.features(one.encoders.understand(torch.from_numpy(image)[None]))
+    assert (made.length, made.pos) == (given.length, given.pos)
+    if objective == "ar":  # numbers that were sampled are not rounded to bytes, as those of a picture are
+        assert (logits - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

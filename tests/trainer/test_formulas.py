@@ -57,12 +57,28 @@ def test_the_flow_loss_of_the_best_velocity_is_the_closed_form() -> None:
     for t, expected in ((0.1, 1.1765), (0.5, 0.8), (0.9, 0.3077)):
         time = torch.tensor(t, dtype=torch.float64)
         x_t = Path().mix(clean, noise, time)
-        loss = Path().loss("velocity", best_velocity(x_t, time), x_t, clean, noise, time, "velocity").mean()
+        loss = Path().loss("velocity", best_velocity(x_t, time), clean, noise, time, "velocity").mean()
         assert float(loss) == pytest.approx(expected, rel=0.01)
     t_N = torch.rand(400_000, 1, generator=random, dtype=torch.float64)
     x_t = Path().mix(clean, noise, t_N)
-    loss = Path().loss("velocity", best_velocity(x_t, t_N), x_t, clean, noise, t_N, "velocity").mean()
+    loss = Path().loss("velocity", best_velocity(x_t, t_N), clean, noise, t_N, "velocity").mean()
     assert float(loss) == pytest.approx(math.pi / 2 * S, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine"])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("target", ["velocity", "noise"])
+def test_a_right_prediction_costs_nothing_and_a_wrong_one_the_same_by_any_head(name: str, head: Head, target: Head) -> None:
+    path, random = Path(name), torch.Generator().manual_seed(2)  # type: ignore[arg-type]
+    clean, noise, wrong = (torch.randn(50, 3, dtype=torch.float64, generator=random) for _ in range(3))
+    t = torch.linspace(0.001, 0.999, 50, dtype=torch.float64)[:, None]
+    truth = {"velocity": path.velocity(clean, noise, t), "clean": clean, "noise": noise}
+    assert float(path.loss(head, truth[head], clean, noise, t, target).max()) < 1e-20
+    inside = (t[:, 0] > 0.1) & (t[:, 0] < 0.9)
+    x_t = path.mix(clean, noise, t)
+    velocity = path.to_velocity(head, wrong, x_t, t) if target == "velocity" else path.to_noise(head, wrong, x_t, t)
+    expected = (velocity - truth[target]).square().mean(-1)
+    assert torch.allclose(path.loss(head, wrong, clean, noise, t, target)[inside], expected[inside])
 
 
 @pytest.mark.parametrize(("signal", "expected"), [(0.9, 0.6923), (0.5, 0.2), (0.1, 0.0270)])
@@ -73,7 +89,7 @@ def test_the_noise_loss_of_the_best_prediction_is_the_closed_form(signal: float,
     t = torch.tensor(2 / math.pi * math.acos(math.sqrt(signal)), dtype=torch.float64)  # a(t)^2 = signal
     x_t = Path("cosine").mix(clean, noise, t)
     best = x_t * math.sqrt(1 - signal) / (signal * S**2 + 1 - signal)
-    assert float(Path("cosine").loss("noise", best, x_t, clean, noise, t, "noise").mean()) == pytest.approx(expected, rel=0.01)
+    assert float(Path("cosine").loss("noise", best, clean, noise, t, "noise").mean()) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1.9), ("heun", 3.7), ("midpoint", 3.7)])

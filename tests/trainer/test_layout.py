@@ -11,7 +11,7 @@ from mmdata.errors import ConfigError
 from mmdata.loader import keyed, read_sample
 from mmdata.shards import open_corpus
 from mmdata.text.tokenizer import BOI, BOS, EOI, EOS, NULL
-from mmdata.trainer import TrainConfig
+from mmdata.trainer import TrainConfig, load_config
 from mmdata.trainer.layout import CODE, FEATURE, LATENT, NOBODY, TIME, Tokens
 from tests.corpus import make_corpus
 from tests.trainer.common import OBJECTIVES, Small, merged, small, words
@@ -163,6 +163,29 @@ def test_chance_is_the_generators_alone(tmp_path: Path, objective: str) -> None:
 
     assert drawn(3) == drawn(3)
     assert len({drawn(key) for key in range(8)}) >= 2
+
+
+PIPELINES = Path(__file__).parents[2] / "pipelines" / "train"
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_the_point_that_it_says(path: Path) -> None:
+    points = {
+        "chameleon": ("ar", "ar", "vq", "same_as_gen", "causal", "dense"),
+        "mot": ("ar", "ar", "vq", "same_as_gen", "causal", "mot"),
+        "janus": ("ar", "ar", "vq", "clip", "causal", "dense"),
+        "showo": ("ar", "mdm", "vq", "same_as_gen", "span_bidir", "dense"),
+        "transfusion": ("ar", "ddpm_eps", "vae", "same_as_gen", "span_bidir", "dense"),
+        "bagel": ("ar", "flow", "vae", "clip", "span_bidir", "mot"),
+        "mmada": ("mdm", "mdm", "vq", "same_as_gen", "full", "dense"),
+        "ddit": ("mdm", "flow", "vae", "same_as_gen", "full", "mot"),
+    }  # fmt: skip
+    asked = load_config(path)
+    image = asked.image
+    found = (asked.text.objective, image.objective, image.repr.gen, image.repr.und, asked.mask, asked.params.share)
+    assert found == points[asked.name]
+    assert path.stem == asked.name
+    assert path.read_text(encoding="utf-8").splitlines()[1].startswith("#")  # what differs from the paper
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mmdata.errors import RunError
 from mmdata.trainer import train
 from mmdata.trainer.checkpoint import latest
 from mmdata.trainer.encoders import Encoders
-from mmdata.trainer.flops import step_flops
+from mmdata.trainer.flops import active_parameters, step_flops
 from mmdata.trainer.log import Log
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.optim import learning_rate, make_optimizer
@@ -163,9 +163,24 @@ def test_every_step_tells_its_figures(shapes: str, tmp_path: Path) -> None:
 
 
 def test_operations_are_those_of_tokens_and_of_pairs_that_see_each_other() -> None:
-    shape = small(".", 1).model  # 1 layer, 48 wide
-    found = step_flops({"text": 10, "image": 100}, {"text": 1000, "image": 3000}, shape, pairs=50)
-    assert found == 6 * (10 * 1000 + 100 * 3000) + 12 * 1 * 48 * 50
+    settings = small(".", 1)  # 1 layer, 48 wide, patches of 48 numbers
+    model = Transformer(settings, Encoders(settings, 300).sizes)
+    hidden = settings.model.hidden
+    layer = 4 * 48 * 48 + 3 * 48 * hidden + 2 * 48 + 2 * 24 + 48  # products, norms of the layer, of queries and keys, the last
+    time = 64 * 48 + 48 + 48 * 48 + 48
+    images = layer + 48 * 48 + 48 + time
+    assert active_parameters(model) == {"text": layer, "image": images}
+    found = step_flops(model, {"text": 10, "image": 100}, {"text": 7, "codes": 0, "latents": 60}, pairs=50)
+    assert found == 6 * (10 * layer + 100 * images + 7 * 48 * 300 + 60 * 48 * 48) + 12 * 1 * 48 * 50
+
+
+@pytest.mark.parametrize("share", ["moe", "mot"])
+def test_a_token_uses_one_tower_and_its_best_experts(share: str) -> None:
+    dense = small(".", 1)
+    other = small(".", 1, params={"share": share, "experts": 4, "top_k": 2, "expert_ratio": 0.5})
+    plain, found = (active_parameters(Transformer(one, Encoders(one, 300).sizes)) for one in (dense, other))
+    router = 4 * 48 if share == "moe" else 0
+    assert found["image"] == plain["image"] + router
 
 
 def test_a_line_that_was_cut_short_is_dropped_from_the_log(tmp_path: Path) -> None:
