@@ -274,8 +274,9 @@ is judged whose averaged weights lose least on the text of the validation split 
 It is judged on {num} pairs of the `{jobs[0].split}` split, one picture a family, each caption once. A caption has
 {floor["bytes"]:.1f} bytes, {floor["tokens"]:.1f} tokens with its end, and costs {floor["nats"]:.2f} nats by the frequencies of
 tokens alone. Tokenizers are trained on each corpus: nats are sums over a caption, which do not depend on how it is cut. The
-setting is the best of eleven tried on the validation split of *clean*, with one seed, by what the image tells: 0.12 nats. That
-is choice as much as learning: the next seed gave -0.04. The right image of 20 it found 0.14 and 0.15 of the time.
+setting is the best of eleven tried on the validation split of *clean*, with one seed, by what the image tells. That is
+choice as much as learning: run anew, two seeds of it gave 0.07 and -0.04 nats there, and found the right image of 20 in 0.12 and
+0.15 of the pairs.
 
 Pairs stand in groups of {GROUP}. *What the image tells*: log p(caption, given its image), less the log of the mean over the
 group's images. *Right caption*: of the group's captions its own is the likeliest; *right image*: of the group's images its own
