@@ -29,21 +29,27 @@ from mmdata.shards import open_corpus
 from mmdata.storage import digest_json
 from mmdata.text import train_tokenizer
 from mmdata.trainer import TrainConfig, train
+from mmdata.trainer.checkpoint import name_of
 
 GROUP = 20
 QUICK = 240
 END = -1  # of a caption, among the ids of its tokens
 RESAMPLES = 5_000
-STEPS = 500
+STEPS = 180
+EVALUATIONS = 10
+CHOSEN_BY = "val/text"  # the figure of the held-out split by which a run's checkpoint is chosen
 CONFIG: dict[str, Any] = {
     "text": {"vocab": 512},
-    "image": {"size": 64, "patch": 8, "predict": "clean"},
-    "layout": {"row_tokens": 320, "max_text_tokens": 48},
-    "model": {"width": 192, "layers": 4, "heads": 4},
-    "optim": {"rows": 6, "micro_rows": 6, "lr": 3e-3, "warmup": 30, "weight_decay": 0.1},
+    "image": {"size": 16, "patch": 8, "predict": "clean"},
+    "layout": {"row_tokens": 256, "max_text_tokens": 48, "p_caption_first": 0.1},
+    "model": {"width": 128, "layers": 2, "heads": 4},
+    "optim": {"rows": 8, "micro_rows": 8, "lr": 3e-3, "warmup": 30, "weight_decay": 10.0},
     "threads": 1,
 }
-"""Chosen on the validation split; the same for all corpora."""
+"""The same for all corpora, chosen by what the image tells of its caption, on the validation split of `clean`.
+
+A decay this strong is what keeps so few captions from being learnt by heart: at a rate of 3e-3 it halves a weight in 23 steps.
+"""
 
 MEASURES = {
     "nats": ("text: nats a caption, given its image", "lower"),
@@ -68,10 +74,10 @@ class Job:
 
 
 class Finished(NamedTuple):
-    """What a run came to: each measure for each of the N held-out pairs, tokens trained on, and how fast."""
+    """What a run came to: each measure for each of the N held-out pairs, the step that was judged, and how fast it trained."""
 
     values: dict[str, np.ndarray]
-    tokens: int
+    step: int
     tokens_per_s: float
 
 
@@ -86,9 +92,9 @@ class Difference(NamedTuple):
 
 def config_of(job: Job) -> TrainConfig:
     """Return the training config of a run."""
-    every = max(job.steps // 8, 1)
-    optim = {**CONFIG["optim"], "steps": job.steps}
-    facts = {**CONFIG, "optim": optim, "checkpoint_every": max(job.steps // 2, 1), "eval_every": every}
+    every = max(job.steps // EVALUATIONS, 1)
+    optim, keep = {**CONFIG["optim"], "steps": job.steps}, {"last": 1, "best": 1, "metric": CHOSEN_BY}
+    facts = {**CONFIG, "optim": optim, "keep": keep, "checkpoint_every": every, "eval_every": every}
     return TrainConfig.model_validate({"name": "filter-train", "corpus": job.folder, "seed": job.seed, **facts})
 
 
@@ -100,14 +106,20 @@ def run_job(job: Job) -> Finished:
     out = job.home / f"runs/{job.corpus}-{job.seed}-{digest_json(facts)[:12]}"
     scores = out / f"{job.split}.npz"
     if not scores.exists():
-        result = train(config, out)
-        last = json.loads(result.metrics.read_text(encoding="utf-8").splitlines()[-1])
+        records = [json.loads(line) for line in train(config, out).metrics.read_text(encoding="utf-8").splitlines()]
+        best = best_step(records)
         pairs = [Pair(*one) for one in held_out_pairs(job.folder, job.split)]
-        facts_of: dict[str, Any] = {**judge(result.checkpoint, pairs), "tokens": last["tokens"], "speed": last["tokens_per_s"]}
+        speed = np.median([record["tokens_per_s"] for record in records])
+        facts_of: dict[str, Any] = {**judge(out / name_of(best), pairs), "step": best, "speed": speed}
         np.savez(scores.with_suffix(".temp.npz"), **facts_of)
         scores.with_suffix(".temp.npz").rename(scores)
     with np.load(scores) as found:
-        return Finished({name: found[name] for name in MEASURES}, int(found["tokens"]), float(found["speed"]))
+        return Finished({name: found[name] for name in MEASURES}, int(found["step"]), float(found["speed"]))
+
+
+def best_step(records: Sequence[dict[str, Any]]) -> int:
+    """Return the step whose averaged weights lose least on held-out text, of a run's records; its checkpoint is kept."""
+    return int(min((record[CHOSEN_BY], record["step"]) for record in records if CHOSEN_BY in record)[1])
 
 
 def judge(checkpoint: Path, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
@@ -234,30 +246,37 @@ def page(data: Data, found: dict[str, list[Finished]], jobs: Sequence[Job]) -> s
     """Return the result page."""
     floor = floors(data.folders["unfiltered"], jobs[0].split)
     runs = [run for some in found.values() for run in some]
-    told = notes(jobs, floor, len(runs[0].values["nats"]), data.threshold)
+    steps = "; ".join(f"{corpus} step {', '.join(str(run.step) for run in some)}" for corpus, some in found.items())
+    told = notes(jobs, floor, len(runs[0].values["nats"]), data.threshold, steps)
     speed = f"{np.mean([run.tokens_per_s for run in runs]):,.0f} tokens/s a run on one thread, two runs side by side"
     head = ["# filter_train", "", stamp("filter_train"), "", answer(found), ""]
     return "\n".join([*head, *table(found), "", *removals(data), "", told, f"Training: {speed}.", ""])
 
 
-def notes(jobs: Sequence[Job], floor: dict[str, float], num: int, threshold: float) -> str:
-    """Say what was done."""
+def notes(jobs: Sequence[Job], floor: dict[str, float], num: int, threshold: float, judged: str) -> str:
+    """Say what was done; `judged` which steps."""
     config = config_of(jobs[0])
     seeds, patches = len({job.seed for job in jobs}), (config.image.size // config.image.patch) ** 2
     return f"""\
 The pool: all pictures of openclipart's evaluation half (`recipes/tiny_clip/families.tsv`, split `rest`), which neither the
-training of the small CLIP nor the choice of anything has seen, fetched over HTTP at 128 px with white borders. The sink splits
-by family; 30 % of the training captions are passed on in a ring, held-out ones are right. *unfiltered* trains on all rows,
+training of the small CLIP nor the choice of its threshold has seen, fetched over HTTP at 128 px with white borders. The sink
+splits by family; 30 % of the training captions are passed on in a ring, held-out ones are right. *unfiltered* trains on all rows,
 *filtered* on those with `clip_score` of {threshold:.3f} or more (best F1 on openclipart's validation families, shipped CLIP),
 *clean* on those whose caption was not passed on: the best that a filter could do. What is held out is the same for all.
 
 Each corpus trains the same model: {config.model.layers} layers of {config.model.width}, {patches} patches of
 {3 * config.image.patch**2} numbers ({config.image.size} px), text next-token over {config.text.vocab} byte pairs, images by flow
-matching, {config.optim.steps} steps of {config.optim.rows} rows of {config.layout.row_tokens} tokens, {seeds} seeds; a smaller
-corpus is seen more often. Averaged weights of the last step are judged on {num} pairs of the `{jobs[0].split}` split, one picture
-a family, each caption once. A caption has {floor["bytes"]:.1f} bytes, {floor["tokens"]:.1f} tokens with its end, and costs
-{floor["nats"]:.2f} nats by the frequencies of tokens alone. Tokenizers are trained on each corpus: nats are sums over a caption,
-which do not depend on how it is cut.
+matching; {1 - config.layout.p_caption_first:.0%} of the pairs are captioned, of the others the image is generated.
+{config.optim.steps} steps of {config.optim.rows} rows of {config.layout.row_tokens} tokens, {seeds} seeds; a smaller corpus is
+seen more often. All corpora are soon learnt by heart, a smaller one sooner: of {EVALUATIONS} checkpoints along the way that one
+is judged whose averaged weights lose least on the text of the validation split ({judged}).
+
+It is judged on {num} pairs of the `{jobs[0].split}` split, one picture a family, each caption once. A caption has
+{floor["bytes"]:.1f} bytes, {floor["tokens"]:.1f} tokens with its end, and costs {floor["nats"]:.2f} nats by the frequencies of
+tokens alone. Tokenizers are trained on each corpus: nats are sums over a caption, which do not depend on how it is cut. The
+setting is the best of eleven tried on the validation split of *clean*, with one seed, by what the image tells. That is
+choice as much as learning: run anew, two seeds of it gave 0.07 and -0.04 nats there, and found the right image of 20 in 0.12 and
+0.15 of the pairs.
 
 Pairs stand in groups of {GROUP}. *What the image tells*: log p(caption, given its image), less the log of the mean over the
 group's images. *Right caption*: of the group's captions its own is the likeliest; *right image*: of the group's images its own

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.filter_train import GROUP, by_group, compare, judge
+from benchmarks.filter_train import GROUP, best_step, by_group, compare, judge
 from benchmarks.filter_train_data import CORPORA, Data, Row, filtered, held_out, held_out_pairs, pass_on
 from benchmarks.filter_train_score import Pair, score_pairs
 from mmdata.shards import open_corpus
@@ -109,6 +109,13 @@ def test_a_checkpoint_is_judged_by_every_measure(data: Data, checkpoint: Path) -
     assert {name: values.shape for name, values in found.items()} == dict.fromkeys(found, (GROUP,))
     assert np.allclose(found["worth"], 0, atol=1e-4)  # all images are one
     assert found["captions"].sum() == 1  # so one caption is the likeliest for all
+
+
+def test_the_step_that_loses_least_on_held_out_text_is_judged() -> None:
+    losses = {10: 5.0, 20: 3.0, 30: 3.0, 40: 4.0}
+    records: list[dict[str, float]] = [{"step": step, "loss/text": 1 / step} for step in range(1, 10)]
+    records += [{"step": step, "loss/text": 1 / step, "val/text": loss} for step, loss in losses.items()]
+    assert best_step(records) == 20
 
 
 def test_groups_say_what_an_image_tells() -> None:
