@@ -55,6 +55,7 @@ MEASURES = {
     "nats": ("text: nats a caption, given its image", "lower"),
     "worth": ("what the image tells of its caption, nats", "higher"),
     "captions": (f"right caption of {GROUP} by log p(caption, given the image)", "higher"),
+    "informed": (f"right caption of {GROUP} by what the image tells of each", "higher"),
     "images": (f"right image of {GROUP} by log p(the caption, given each)", "higher"),
     "image": ("image: squared velocity error, given its caption", "lower"),
     "caption_worth": ("what the caption takes off that error", "higher"),
@@ -149,6 +150,7 @@ def by_group(nats_GIC: np.ndarray) -> dict[str, np.ndarray]:
         "nats": own_GI.ravel(),
         "worth": (-own_GI - mean_GC).ravel(),
         "captions": (nats_GIC.argmin(axis=2) == np.arange(GROUP)).ravel().astype(float),
+        "informed": ((-nats_GIC - mean_GC[:, None, :]).argmax(axis=2) == np.arange(GROUP)).ravel().astype(float),
         "images": (nats_GIC.argmin(axis=1) == np.arange(GROUP)).ravel().astype(float),
     }
 
@@ -279,7 +281,8 @@ choice as much as learning: run anew, two seeds of it gave 0.07 and -0.04 nats t
 0.15 of the pairs.
 
 Pairs stand in groups of {GROUP}. *What the image tells*: log p(caption, given its image), less the log of the mean over the
-group's images. *Right caption*: of the group's captions its own is the likeliest; *right image*: of the group's images its own
+group's images. *Right caption*: of the group's captions its own is the likeliest, or the one of which the image tells most, where
+captions that are likely whatever the image gain nothing; *right image*: of the group's images its own
 makes the caption likeliest; chance is {1 / GROUP:.2f}. Errors of images are means over {DRAWS} fixed draws of time and noise;
 *what the caption takes off* is the error with the group's next caption less that with its own. Brackets are 95 % intervals of
 a paired bootstrap over seeds and pairs ({RESAMPLES:,} draws); with {seeds} seeds they say little of other seeds.
