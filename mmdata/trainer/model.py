@@ -8,8 +8,7 @@ Axes: B rows, L tokens, K tokens seen (cache and own), N = B * L tokens in order
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -156,11 +155,8 @@ class Transformer(nn.Module):
         if timed == "adaln":
             nn.init.zeros_(self.time_parts.weight)
 
-    def forward(self, inputs: Inputs, mask: Mask, cache: Cache | None = None, then: Callable[[Hidden], Any] | None = None) -> Any:  # noqa: ANN401 - what `then` returns
-        """Return hidden states of all tokens, or what `then` makes of them while the weights are at hand (FSDP).
-
-        With a cache, the mask is (B, L, K) over what it holds and these tokens.
-        """
+    def forward(self, inputs: Inputs, mask: Mask, cache: Cache | None = None) -> Hidden:
+        """Return hidden states of all tokens. With a cache, the mask is (B, L, K) over what it holds and these tokens."""
         batch, length = inputs.ids_BL.shape
         groups = Groups.of(inputs.tower_BL.reshape(-1), self.config.params.towers)
         x = groups.enter(self._enter(inputs))
@@ -176,8 +172,7 @@ class Transformer(nn.Module):
                 seen.values.append(pair[1])
             balance = balance + added
         states = groups.leave(self.norm(x, groups)).view(batch, length, -1)
-        hidden = Hidden(states, seen, balance / len(self.blocks))
-        return hidden if then is None else then(hidden)
+        return Hidden(states, seen, balance / len(self.blocks))
 
     def logits(self, hidden_MD: Tensor, family: str | None = None) -> Tensor:
         """Return logits: of all ids, (M, text and codes), or of one family, `text` or `codes`, alone."""

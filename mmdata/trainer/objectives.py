@@ -9,13 +9,13 @@ noise; `z`, squares of log-sum-exp, which keep logits small; `balance` of expert
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module, functional
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mmdata.trainer.batch import FAMILIES, Batch, Truth, fill
@@ -45,30 +45,29 @@ class Losses:
     at_M: Tensor
 
 
-def loss_sums(model: Module, batch: Batch, encoders: Encoders) -> Sums:
+def loss_sums(model: Transformer, batch: Batch, encoders: Encoders) -> Sums:
     """Run the model over a batch and sum each family's losses."""
     losses, z, balance = token_losses(model, batch, encoders)
     sums = {found.family: (found.loss_M * found.weight_M).sum() for found in losses}
     sums["z"] = z
-    params = unwrapped(model).config.params
+    params = model.config.params
     if params.share == "moe" and params.balance == "switch":
         sums["balance"] = balance
     return Sums(sums, _detail(batch, losses))
 
 
-def token_losses(model: Module, batch: Batch, encoders: Encoders) -> tuple[list[Losses], Tensor, Tensor]:
+def token_losses(model: Transformer, batch: Batch, encoders: Encoders) -> tuple[list[Losses], Tensor, Tensor]:
     """Return the loss of every predicted token, the sum of z-losses, and the experts' balance."""
-    inner = unwrapped(model)
-    path = path_of(inner.config.image)
-    inputs, truth = fill(batch, encoders, path.mix, inner.embed.weight.dtype)
+    path = path_of(model.config.image)
+    inputs, truth = fill(batch, encoders, path.mix, model.embed.weight.dtype)
     device = batch.ids_BL.device.type
-    low = is_low(inner.config.precision, device)
+    low = is_low(model.config.precision, device)
     # Batches of an evaluation have many lengths, for each of which FlexAttention would be compiled.
     mask = batch.sight.mask() if model.training else batch.sight.dense()
     # Matrix products may run in bfloat16; logits, numbers and sums are float32 or wider in any case.
     with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
-        found: tuple[list[Losses], Tensor, Tensor] = model(inputs, mask, then=partial(_losses, inner, batch, truth))
-    return found
+        hidden = model(inputs, mask)
+    return _losses(model, batch, truth, hidden)
 
 
 def _losses(model: Transformer, batch: Batch, truth: Truth, hidden: Hidden) -> tuple[list[Losses], Tensor, Tensor]:
@@ -95,15 +94,6 @@ def _losses(model: Transformer, batch: Batch, truth: Truth, hidden: Hidden) -> t
             loss = path_of(config.image).loss(config.image.head, given, truth.clean_NP, truth.noise_NP, t, target)
             found.append(Losses("latents", loss, torch.ones_like(loss), at))
     return found, z, hidden.balance
-
-
-def unwrapped(model: Module) -> Transformer:
-    """Return the model inside what may be wrapped around it."""
-    inner = getattr(model, "module", model)
-    inner = getattr(inner, "_orig_mod", inner)
-    if not isinstance(inner, Transformer):
-        raise TypeError(f"not a Transformer: {type(inner).__name__}")
-    return inner
 
 
 def _restricted(config: TrainConfig, family: str) -> str | None:

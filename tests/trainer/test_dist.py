@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from mmdata.cli.train import command
 from mmdata.errors import ConfigError, RunError
@@ -18,20 +17,9 @@ from mmdata.executors.ray import RayExecutor
 from mmdata.trainer import TrainConfig, TrainResult, train
 from mmdata.trainer.checkpoint import latest
 from mmdata.trainer.dist import World, check_shares
-from tests.corpus import make_corpus
 from tests.trainer.ranks import WAIT_S, apart, ranks, records, small
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_corpus(tmp_path_factory.mktemp("shapes"), num=48, val=0.2)
 
 
 @pytest.fixture(scope="module")

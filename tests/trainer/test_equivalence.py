@@ -26,11 +26,6 @@ from tests.trainer.common import GRID, OBJECTIVES, SHARES, Small, batch_of, merg
 CAUSAL = ("ar", "transfusion")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def cell(folder: Path, objective: str, share: str = "dense", **changes: object) -> Small:
     return small(folder, OBJECTIVES[objective], SHARES[share], changes)
 

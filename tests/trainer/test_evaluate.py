@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mmdata.demo.shapes import write_shapes
 from mmdata.errors import ConfigError
@@ -16,11 +15,6 @@ from mmdata.trainer.evaluate import Evaluation
 from mmdata.trainer.likelihood import Scoring
 from tests.corpus import make_corpus
 from tests.trainer.common import OBJECTIVES, Small, config, picture, small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def settings(corpus: str, **evaluate: object) -> TrainConfig:

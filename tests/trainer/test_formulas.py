@@ -17,11 +17,6 @@ MU, S = 1.5, 0.5
 HEADS: tuple[Head, ...] = ("velocity", "clean", "noise")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def best_velocity(x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
     """x ~ N(mu, s^2) on straight lines: v*(x, t) = ((t - (1-t) s^2) / V)(x - (1-t) mu) - mu, V = (1-t)^2 s^2 + t^2."""
     variance = (1 - t) ** 2 * S**2 + t**2

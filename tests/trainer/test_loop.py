@@ -19,20 +19,9 @@ from mmdata.trainer.flops import active_parameters, step_flops
 from mmdata.trainer.log import Log
 from mmdata.trainer.model import Transformer
 from mmdata.trainer.optim import learning_rate, make_optimizer
-from tests.corpus import make_corpus
 from tests.trainer.ranks import apart, ranks, records, small
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_corpus(tmp_path_factory.mktemp("shapes"), num=48, val=0.2)
 
 
 def test_200_steps_broken_at_three_places_are_bitwise_those_that_were_not(
